@@ -1,0 +1,316 @@
+"""Every knob of a run but the teachers' (config_teacher.py), as frozen models. load.py reads YAML into them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.core.config_base import OPERATIONAL, ConfigModel, FilePath, LocalModel, Name, Share
+from pipeline.core.config_teacher import GenerateConfig, Teacher
+
+# ---------------------------------------------------------------------------------------------------- prompts
+
+
+class Columns(ConfigModel):
+    """Which column of the source holds what; a name that is None is not read."""
+
+    id: str | None = "id"
+    """Unique id of the prompt inside its set. None: the sha256 of the rendered prompt is the id."""
+    prompt: str = "prompt"
+    """Text of the user's message, or a list of {role, content} messages. Not read when `template` is given."""
+    answer: str | None = None
+    """Reference answer, for verification and evaluation; never shown to a teacher or student."""
+    group_id: str | None = None
+    """Prompts with one group id share a split. None: the normalised prompt is the group."""
+    task: str | None = None
+    """Kind of task, for the evaluation's breakdown."""
+
+
+class FileSource(ConfigModel):
+    """Prompts from a local file."""
+
+    kind: Literal["jsonl", "csv", "parquet"]
+    """File format."""
+    path: FilePath
+    """The file."""
+
+
+class HubSource(ConfigModel):
+    """Prompts from a data set on the Hugging Face hub, read with `datasets.load_dataset`."""
+
+    kind: Literal["hub"]
+    """A hub data set."""
+    dataset: str
+    """Id of the data set."""
+    revision: str
+    """Commit or tag; a branch can move, so prefer a commit."""
+    config: str | None = None
+    """Configuration name of the data set."""
+    split: str = "train"
+    """Split of the data set to read; all rows of it are assigned to our own splits."""
+
+
+class PromptSet(ConfigModel):
+    """One source of prompts with the facts about it."""
+
+    source: Annotated[FileSource | HubSource, Field(discriminator="kind")]
+    """Where the rows come from."""
+    card: Annotated[Path | None, OPERATIONAL] = None
+    """YAML file with source, revision and license of the rows. Without it the licence is "unknown"."""
+    columns: Columns = Columns()
+    """Column names."""
+    template: Annotated[Path | None, OPERATIONAL] = None
+    """Jinja file that renders the user's message from the row's columns; an undefined column is an error."""
+    system: str | None = None
+    """System message put before every prompt of this set."""
+
+
+class NearTest(ConfigModel):
+    """When a training prompt counts as near a test prompt and leaves with the reason `near_test`."""
+
+    ngram: Annotated[int, Field(ge=1)] = 5
+    """Word n-gram size. Prompts shorter than this are compared as a whole."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Jaccard similarity of the n-gram sets from which on a prompt is near."""
+
+
+class PromptsConfig(ConfigModel):
+    """Stage `prompts`: read, render, check, split."""
+
+    sets: Annotated[dict[Name, PromptSet], Field(min_length=1)]
+    """Prompt sets by name."""
+    validation: Share = 0.02
+    """Share of the groups in the validation split."""
+    test: Share = 0.05
+    """Share of the groups in the test split; their prompts never reach a teacher's training answers."""
+    near_test: NearTest = NearTest()
+    """Distance that training and validation prompts keep from test prompts."""
+
+    @model_validator(mode="after")
+    def _shares_leave_training_rows(self) -> "PromptsConfig":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test leave no share for training")
+        return self
+
+
+# ------------------------------------------------------------------------------------- filter, dedup, dataset
+
+
+class Repetition(ConfigModel):
+    """When a completion counts as repeating itself."""
+
+    ngram: Annotated[int, Field(ge=1)] = 4
+    """Word n-gram size."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Largest share of n-grams that may be repeats of earlier ones; completions under 4 × ngram words pass."""
+
+
+class FilterConfig(ConfigModel):
+    """Stage `filter`: a completion leaves with the first reason that applies, in the order of these fields."""
+
+    finish_reasons: tuple[str, ...] = ("stop",)
+    """Finish reasons that are kept; others leave as `finish_reason:<reason>`."""
+    min_chars: Annotated[int, Field(ge=1)] = 1
+    """Shorter completions leave as `empty` (blank) or `too_short`."""
+    max_chars: Annotated[int, Field(ge=1)] = 1_000_000
+    """Longer ones leave as `too_long`."""
+    refusal_phrases: tuple[str, ...] | None = None
+    """Phrases that mark a refusal when the first 200 characters hold one. None: the built-in list; []: none."""
+    repetition: Repetition = Repetition()
+    """Repetition rule; reason `repetition`."""
+    verifier: Literal["none", "exact", "numeric"] = "none"
+    """Compares the completion with the reference answer: `wrong_answer`; rows without a reference pass unverified."""
+
+
+class DedupConfig(ConfigModel):
+    """Stage `dedup`: of rows with equal prompt and completion the first stays."""
+
+    normalise: bool = True
+    """Compare after Unicode NFC, case folding and whitespace squeezing; False compares the exact text."""
+
+
+class DatasetConfig(ConfigModel):
+    """Stage `dataset`: the shards that ship, with their card."""
+
+    title: str
+    """Title of the data set card."""
+    shard_rows: Annotated[int, Field(ge=1), OPERATIONAL] = 8192
+    """Rows per parquet file."""
+    seed: int = 0
+    """Order of the rows: they are sorted by the sha256 of seed and row id."""
+
+
+# ------------------------------------------------------------------------------------ train, evaluate, report
+
+
+class FullTuning(ConfigModel):
+    """All weights are trained."""
+
+    kind: Literal["full"]
+    """Full fine-tuning."""
+
+
+class LoraTuning(ConfigModel):
+    """Low-rank adapters are trained (Hu et al. 2021, arXiv:2106.09685) through PEFT and merged at the end."""
+
+    kind: Literal["lora"]
+    """LoRA."""
+    r: Annotated[int, Field(ge=1)] = 16
+    """Rank."""
+    alpha: Annotated[int, Field(ge=1)] = 32
+    """Scale: updates are multiplied by alpha / r."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter; "lm_head" is refused (TRL's loss reads its weight directly)."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained in full beside the adapters. Give `embed_tokens` where the chat template's tokens were
+    never trained, or LoRA stalls."""
+
+
+class TrainConfig(ConfigModel):
+    """Stage `train`: supervised fine-tuning of the student on the data set's training rows, completion-only loss."""
+
+    tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning(kind="full")
+    """What is trained."""
+    max_length: Annotated[int, Field(ge=8)] = 2048
+    """Longest row in the student's tokens; longer rows are rejected and counted, never cut."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the rows; `max_steps` ends earlier."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps at most."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Rows per optimizer step over all processes; gradient accumulation fills it up."""
+    micro_batch_size: Annotated[int, Field(ge=1), OPERATIONAL] = 8
+    """Rows per process and forward pass. `batch_size` must be a multiple of this times the number of processes."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
+    warmup_share: Share = 0.03
+    """Share of the steps that warm up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """AdamW beta2."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient clipping."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """float32, or bfloat16 autocast over float32 weights."""
+    gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
+    """Saves memory for about a third more time."""
+    group_by_length: bool = True
+    """Batches hold rows of similar length: less padding."""
+    seed: int = 0
+    """Order of the rows and initial values of new weights."""
+    processes: Annotated[int, Field(ge=1), OPERATIONAL] = 1
+    """Processes that `python -m pipeline train` launches, one per GPU."""
+    accelerate: FilePath = Path("configs/accelerate/cpu.yaml")
+    """Accelerate's config file for the launch."""
+    threads: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
+    """CPU threads per process; None: Accelerate's choice."""
+    log_steps: Annotated[int, Field(ge=1), OPERATIONAL] = 10
+    """Optimizer steps between two points of the loss curve."""
+    eval_rows: Annotated[int, Field(ge=0), OPERATIONAL] = 512
+    """Validation rows whose loss is taken at the end of each epoch; 0: none."""
+
+
+class EvaluateConfig(ConfigModel):
+    """Stage `evaluate`: teacher, base and student answer the same test prompts through the same code, greedily."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs the local models: in-process transformers or in-process vLLM."""
+    metric: Literal["exact", "numeric"] = "exact"
+    """How an answer is compared with the reference; see pipeline/text/verifiers.py."""
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    """Cap on answer tokens; a cut answer is scored as it is."""
+    max_prompts: Annotated[int, Field(ge=1)] | None = None
+    """At most so many test prompts (by hash of their id); None: all."""
+    base_prompts: Annotated[int, Field(ge=1)] = 500
+    """Validation prompts on which the base's best way of asking (strict, first line, 3-shot) is chosen."""
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+    """Resamples behind each 95 % interval (percentile bootstrap over prompts)."""
+    seed: int = 0
+    """Seed of the bootstrap and of the choice of 3-shot examples."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format the local models answer in."""
+    batch_size: Annotated[int, Field(ge=1), OPERATIONAL] = 64
+    """Prompts per batch of the in-process engine."""
+    speed_prompts: Annotated[int, Field(ge=1), OPERATIONAL] = 512
+    """Test prompts in each of the speed passes."""
+    speed_passes: Annotated[int, Field(ge=1), OPERATIONAL] = 3
+    """Warm passes per model, alternating between the models; the median counts."""
+    threads: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
+    """CPU threads; None: the engine's choice."""
+
+
+class ReportConfig(ConfigModel):
+    """Stage `report`: one HTML file about the run."""
+
+    sample_rows: Annotated[int, Field(ge=0)] = 40
+    """Rows shown with their story; half of them kept, half rejected."""
+
+
+class RunConfig(ConfigModel):
+    """One YAML file: one run."""
+
+    name: Name
+    """Name of the run: its folder under `data/runs/`."""
+    teachers: Annotated[dict[Name, Teacher], Field(min_length=1)]
+    """Teachers by name."""
+    student: LocalModel
+    """The base model that becomes the student."""
+    prompts: PromptsConfig
+    generate: GenerateConfig
+    filter: FilterConfig = FilterConfig()
+    dedup: DedupConfig = DedupConfig()
+    dataset: DatasetConfig
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _teacher_is_declared(self) -> "RunConfig":
+        if self.generate.teacher not in self.teachers:
+            raise ValueError(f"generate.teacher {self.generate.teacher!r} is not one of teachers: {[*self.teachers]}")
+        return self
+
+
+# ------------------------------------------------------------------------------------ what each stage is given
+
+
+class PromptsStep(ConfigModel):
+    prompts: PromptsConfig
+
+
+class GenerateStep(ConfigModel):
+    generate: GenerateConfig
+    teacher: Teacher
+
+
+class FilterStep(ConfigModel):
+    filter: FilterConfig
+
+
+class DedupStep(ConfigModel):
+    dedup: DedupConfig
+
+
+class DatasetStep(ConfigModel):
+    dataset: DatasetConfig
+
+
+class TrainStep(ConfigModel):
+    train: TrainConfig
+    student: LocalModel
+
+
+class EvaluateStep(ConfigModel):
+    evaluate: EvaluateConfig
+    teacher: Teacher
+    student: LocalModel
+
+
+class ReportStep(ConfigModel):
+    report: ReportConfig
+    name: Name

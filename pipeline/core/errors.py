@@ -1,0 +1,100 @@
+"""What can go wrong in a way that a person can act on, and the exit code each case ends with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """Process exit codes; fixed, because other tools call this program."""
+
+    COMPLETE = 0
+    BUG = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    POLICY = 4
+    INTEGRITY = 5
+    LOCKED = 6
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class PipelineError(Exception):
+    """An error for a person: three short lines, no traceback.
+
+    Args:
+        what: what happened, one sentence.
+        where: the file, key or row it happened at.
+        todo: what to do about it.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.USAGE
+
+    def __init__(self, what: str, *, where: str, todo: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.todo = todo
+
+    def __str__(self) -> str:
+        return f"error: {self.what}\n   at: {self.where}\n   do: {self.todo}"
+
+
+class UsageError(PipelineError):
+    """The config, a file it names, or the command line is wrong; nothing was spent."""
+
+
+class Incomplete(PipelineError):
+    """The work is not finished; the same command resumes it."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+class CorruptArtefact(PipelineError):
+    """Bytes on disk are not the bytes that were committed."""
+
+    exit_code = ExitCode.INTEGRITY
+
+
+class LockDrift(PipelineError):
+    """`--locked` was asked for and the recipe differs from the lock file."""
+
+    exit_code = ExitCode.INTEGRITY
+
+
+class RunLocked(PipelineError):
+    """Another process holds this run."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class Interrupted(PipelineError):
+    """A signal asked us to stop; what was finished is kept."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+class Terminated(Interrupted):
+    """SIGTERM asked us to stop; what was finished is kept."""
+
+    exit_code = ExitCode.TERMINATED
+
+
+class LostRows(Exception):
+    """A stage broke `rows_in == rows_out + rejected`: a bug in that stage, never a user's mistake."""
+
+
+@contextmanager
+def boundary(error_class: type[PipelineError], what: str, *, where: str, todo: str) -> Iterator[None]:
+    """Turn a foreign library's exception into one of ours; ours pass unchanged.
+
+    Use it around calls whose failures a person can act on (reading a user's file, loading a model). It is the
+    one place besides `main()` that catches every `Exception`, so keep the guarded block to that single call.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise error_class(f"{what}: {type(error).__name__}: {error}", where=where, todo=todo) from error

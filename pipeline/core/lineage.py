@@ -1,0 +1,147 @@
+"""Names for contents: canonical JSON, digests, keys, row ids, manifests. Loads no Arrow; tables: content.py."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.core.errors import CorruptArtefact
+from pipeline.core.stage import Json
+
+FORMAT = 1
+"""Version of the key and manifest format: bump when either changes its meaning."""
+
+NOT_PART_OF_A_MODEL = (".md", ".txt.asc", ".gitattributes", ".gitignore")
+
+
+def canonical_json(value: Json) -> bytes:
+    """The one byte form of a JSON value: sorted keys, no spaces, UTF-8.
+
+    Raises:
+        TypeError: a value that JSON does not know (there is no fallback on purpose: `repr` is not an identity).
+        ValueError: NaN or an infinity.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def digest_json(value: Json) -> str:
+    """sha256 (64 hex digits) over `canonical_json(value)`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (64 hex digits) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def row_id(prompt_set: str, prompt_id: str, request_key: str) -> str:
+    """Id of a row: 32 hex digits over where its prompt came from and what was asked."""
+    return digest_json([prompt_set, prompt_id, request_key])[:32]
+
+
+def step_key(parts: Mapping[str, Json]) -> str:
+    """Key of a step: the sha256 of its parts (stage, version, config, input contents, file bytes)."""
+    return digest_json({"format": FORMAT, **parts})
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that a loader reads, sorted; cards and git's own files are none of them."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(NOT_PART_OF_A_MODEL) and ".git" not in path.parts
+    )
+
+
+def path_digest(path: Path, cache: "DigestCache") -> str:
+    """sha256 of a file, or of a folder's files with their names (a model). Where the path lies does not count."""
+    if path.is_file():
+        return cache.sha256(path)
+    return digest_json({file.relative_to(path).as_posix(): cache.sha256(file) for file in model_files(path)})
+
+
+class DigestCache:
+    """File digests remembered by inode, size and modification time, so that weights are hashed once.
+
+    A file rewritten in place within one tick of the clock, with equal size, is not noticed.
+
+    Args:
+        path: JSON file of the cache; created on `save`, and a damaged one is ignored: it only costs time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, str] = {}
+        self._changed = False
+        if path.is_file():
+            try:
+                self._known = json.loads(path.read_text("utf-8"))
+            except ValueError:
+                self._known = {}
+
+    def sha256(self, path: Path) -> str:
+        """sha256 of a file's bytes, from memory where inode, size and mtime (ns) are the same."""
+        stat = path.stat()
+        name = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+        if name not in self._known:
+            self._known[name] = file_sha256(path)
+            self._changed = True
+        return self._known[name]
+
+    def save(self) -> None:
+        """Write what was learned; by rename, so that a reader never sees half a file."""
+        if not self._changed:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(self._known), "utf-8")
+        temporary.replace(self._path)
+        self._changed = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of a committed artefact; `manifest.json` in its folder, written last.
+
+    Attributes:
+        key: the step's key, the sha256 of `parts`.
+        stage: kind of the step ("filter").
+        parts: everything that made the key, so that two keys can be compared part by part.
+        content: digest of what downstream stages read.
+        files: relative path -> {"sha256": hex, "bytes": size} of every other file in the folder.
+        rows_in, rows_out, rejected, metrics: as in `Result`.
+        versions: Python, libraries, commit, host; recorded, never keyed.
+    """
+
+    key: str
+    stage: str
+    parts: dict[str, Json]
+    content: str
+    files: dict[str, dict[str, Json]]
+    rows_in: int
+    rows_out: int
+    rejected: dict[str, int]
+    metrics: dict[str, Json]
+    versions: dict[str, str]
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Indented JSON text, for people too."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read a manifest file.
+
+        Raises:
+            CorruptArtefact: the file is not a manifest of this format.
+        """
+        try:
+            return cls(**json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            todo = "run `python -m pipeline verify CONFIG`, then run again: it will be rebuilt"
+            raise CorruptArtefact(f"not a manifest: {error}", where=str(path), todo=todo) from error

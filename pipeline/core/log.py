@@ -1,0 +1,190 @@
+"""What a run says: messages on stderr, events in `events.jsonl`, a progress bar on a terminal or a line per 30 s."""
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from pipeline.core.stage import Json, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+LINE_SECONDS = 30.0
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def safe_text(text: str) -> str:
+    """Text that cannot steer a terminal: control characters and bidi overrides become visible escapes."""
+    return UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+class Scrubber(logging.Filter):
+    """Replaces secret values in log messages by `***`."""
+
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        super().__init__()
+        self._secrets = tuple(secret for secret in secrets if secret)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the record's message; every record passes."""
+        message = record.getMessage()
+        for secret in self._secrets:
+            message = message.replace(secret, "***")
+        record.msg, record.args = safe_text(message), ()
+        return True
+
+
+def configure_logging(secrets: tuple[str, ...], *, verbose: bool) -> None:
+    """Send our messages to stderr; called once by `main`, never on import."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    handler.addFilter(Scrubber(secrets))
+    root = logging.getLogger("pipeline")
+    root.handlers = [handler]
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.propagate = False
+
+
+class EventLog:
+    """Appends events as JSON lines, each with the UTC time and the process id.
+
+    Args:
+        path: the file; a torn last line of a killed process is closed with a newline, so that it stays the only one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+        if torn:
+            self._file.write("\n")
+
+    def emit(self, event: str, **fields: Json) -> None:
+        """Append one event and flush it."""
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": stamp, "pid": os.getpid(), "event": event, **fields}, ensure_ascii=True)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@contextmanager
+def show_progress(step: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """A progress display for one step: a live bar on a terminal, otherwise a log line every 30 s."""
+    if quiet or not sys.stderr.isatty():
+        yield LineProgress(step, logging.getLogger(__name__).info, time.monotonic)
+        return
+    with _rich_bar() as bar:
+        yield BarProgress(step, bar)
+
+
+def _rich_bar() -> "RichProgress":
+    """rich is imported here, since only a terminal needs it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+class _Counts:
+    """What progress displays count, and how they put it in words."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.start(0, "rows")
+
+    def start(self, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+        self.done = self.tokens = self.rejected = 0
+        self.began = self._now()
+
+    def advance(self, count: int, tokens: int, rejected: int) -> None:
+        self.done += count
+        self.tokens += tokens
+        self.rejected += rejected
+
+    def facts(self) -> str:
+        seconds = max(self._now() - self.began, 1e-9)
+        words = [f"{self.done / seconds:,.1f} {self.unit}/s"]
+        if self.tokens:
+            words.append(f"{self.tokens:,} tokens ({self.tokens / seconds:,.0f}/s)")
+        if self.rejected:
+            words.append(f"{self.rejected:,} rejected")
+        return ", ".join(words)
+
+    def remaining(self) -> str:
+        if not self.done or self.total <= self.done:
+            return ""
+        seconds = (self._now() - self.began) / self.done * (self.total - self.done)
+        return f", about {seconds / 60:.1f} min left" if seconds >= 60 else f", about {seconds:.0f} s left"
+
+
+class LineProgress:
+    """A line per 30 s, for logs and pipes.
+
+    Args:
+        step: name of the step, first in each line.
+        write: takes a finished line.
+        now: monotonic clock in seconds.
+    """
+
+    def __init__(self, step: str, write: Callable[[str], None], now: Callable[[], float]) -> None:
+        self._step, self._write, self._now = step, write, now
+        self._counts = _Counts(now)
+        self._last = now()
+
+    def start(self, total: int, unit: str) -> None:
+        """Begin counting."""
+        self._counts.start(total, unit)
+        self._last = self._now()
+
+    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0) -> None:
+        """Count, and write a line if the last one is 30 s old."""
+        self._counts.advance(count, tokens, rejected)
+        if self._now() - self._last >= LINE_SECONDS:
+            self._last = self._now()
+            counts = self._counts
+            self._write(f"{self._step}: {counts.done:,} of {counts.total:,}, {counts.facts()}{counts.remaining()}")
+
+
+class BarProgress:
+    """A live bar on a terminal.
+
+    Args:
+        step: name of the step.
+        bar: rich's display, already started.
+    """
+
+    def __init__(self, step: str, bar: "RichProgress") -> None:
+        self._bar = bar
+        self._counts = _Counts(time.monotonic)
+        self._task = bar.add_task(step, total=None, facts="")
+
+    def start(self, total: int, unit: str) -> None:
+        """Begin counting."""
+        self._counts.start(total, unit)
+        self._bar.reset(self._task, total=total, facts="")
+
+    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0) -> None:
+        """Count and redraw."""
+        self._counts.advance(count, tokens, rejected)
+        self._bar.update(self._task, advance=count, facts=self._counts.facts())

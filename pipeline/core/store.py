@@ -1,0 +1,186 @@
+"""Artefacts on disk: written aside, synced, verified, and made visible by one rename; never changed afterwards."""
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.core.errors import CorruptArtefact, Incomplete
+from pipeline.core.lineage import Manifest, file_sha256
+
+MANIFEST = "manifest.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A committed result: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+
+class Store:
+    """`<root>/<stage>/<key>/`: one folder per artefact.
+
+    Args:
+        root: folder of the store; staging and quarantine lie inside it, so that every move is a rename.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path_of(self, stage: str, key: str) -> Path:
+        """Where the artefact of a key lies or would lie."""
+        return self.root / stage / key
+
+    def find(self, stage: str, key: str) -> Artefact | None:
+        """The artefact of a key with every file's sha256 verified, or None if there is none.
+
+        Raises:
+            CorruptArtefact: a file is missing, extra or different. The artefact is left for `quarantine`.
+        """
+        folder = self.path_of(stage, key)
+        if not folder.exists():
+            return None
+        artefact = Artefact(folder, Manifest.read(self._manifest(folder)))
+        verify(artefact)
+        return artefact
+
+    def _manifest(self, folder: Path) -> Path:
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise CorruptArtefact("the manifest is missing", where=str(folder), todo="run again: it will be rebuilt")
+        return path
+
+    @contextmanager
+    def staging(self, stage: str) -> Iterator[Path]:
+        """An empty folder to write into; whatever is still there at the end of the block is removed."""
+        folder = self.root / ".staging" / f"{stage}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def commit(self, staged: Path, manifest: Manifest, *, replace_other_content: bool = False) -> Artefact:
+        """Sync what was staged, write its manifest last, verify it, and make it visible by one rename.
+
+        If another process committed the same key first, its artefact is returned and ours is dropped; with
+        `replace_other_content` an artefact of other content is quarantined and ours takes its place.
+
+        Raises:
+            Incomplete: the disk is full or the folder cannot be written.
+        """
+        final = self.path_of(manifest.stage, manifest.key)
+        try:
+            _sync_tree(staged)
+            complete = replace(manifest, files=_describe_files(staged))
+            _write_synced(staged / MANIFEST, complete.to_json())
+            _sync_folder(staged)
+            verify(Artefact(staged, complete))
+            final.parent.mkdir(parents=True, exist_ok=True)
+            return self._publish(staged, final, complete, replace_other_content)
+        except OSError as error:
+            todo = "make room or give write access, then run the same command again"
+            raise Incomplete(f"cannot commit: {error.strerror}", where=str(error.filename or final), todo=todo) from error
+
+    def _publish(self, staged: Path, final: Path, manifest: Manifest, replace_other_content: bool) -> Artefact:
+        if replace_other_content and final.exists():
+            if Manifest.read(final / MANIFEST).content != manifest.content:
+                self.quarantine(manifest.stage, manifest.key, "replaced")
+        try:
+            staged.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+            logger.info("%s %s was committed by another process first", manifest.stage, manifest.key[:12])
+            adopted = self.find(manifest.stage, manifest.key)
+            if adopted is None:
+                raise
+            return adopted
+        _sync_folder(final.parent)
+        return Artefact(final, manifest)
+
+    def quarantine(self, stage: str, key: str, why: str) -> Path:
+        """Move an artefact out of the way, so that it is never used again but can be looked at."""
+        target = self.root / ".quarantine" / f"{stage}-{key[:16]}-{why}-{uuid.uuid4().hex[:8]}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.path_of(stage, key).rename(target)
+        logger.error("moved the %s artefact %s/%s to %s", why, stage, key[:12], target)
+        return target
+
+    def artefacts(self) -> Iterator[tuple[str, str]]:
+        """(stage, key) of every committed artefact, sorted."""
+        for folder in sorted(self.root.glob("*/*")):
+            if not folder.parent.name.startswith("."):
+                yield folder.parent.name, folder.name
+
+
+def verify(artefact: Artefact) -> None:
+    """Compare every file of an artefact with its manifest.
+
+    Raises:
+        CorruptArtefact: a file is missing, extra or different.
+    """
+    todo = "run the pipeline again: it will be rebuilt"
+    present = {path.relative_to(artefact.path).as_posix() for path in _files(artefact.path)} - {MANIFEST}
+    if present != set(artefact.manifest.files):
+        odd = sorted(present ^ set(artefact.manifest.files))
+        raise CorruptArtefact(f"files differ from the manifest: {', '.join(odd[:5])}", where=str(artefact.path), todo=todo)
+    for name, facts in artefact.manifest.files.items():
+        path = artefact.path / name
+        if file_sha256(path) != facts["sha256"]:
+            raise CorruptArtefact("the file's sha256 differs from the manifest", where=str(path), todo=todo)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _describe_files(folder: Path) -> dict[str, dict[str, "None | bool | int | float | str"]]:
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in _files(folder)
+    }
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in _files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_by_rename(path: Path, text: str) -> None:
+    """Replace a small text file so that readers see the old or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        _write_synced(temporary, text)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)

