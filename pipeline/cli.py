@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         print("stopped at once; what was committed is kept, the same command resumes", file=sys.stderr)
         return int(stop.exit_code or ExitCode.INTERRUPTED)
-    except Exception:
+    except Exception:  # noqa: BLE001 (the one place where a bug becomes exit code 1)
         traceback.print_exc()
         print("this is a bug; the lines above say where", file=sys.stderr)
         return int(ExitCode.BUG)
@@ -155,7 +155,13 @@ def _add_stage_command(name: str) -> None:
     @click.option("--force", is_flag=True, help="Run it although it has a result; equal content keeps the old one.")
     @click.pass_obj
     def stage_command(
-        stop: StopSignals, config: Path, data: Path, overrides: tuple[str, ...], as_json: bool, verbose: bool, force: bool
+        stop: StopSignals,
+        config: Path,
+        data: Path,
+        overrides: tuple[str, ...],
+        as_json: bool,
+        verbose: bool,
+        force: bool,
     ) -> None:
         session = _open(config, data, overrides, verbose)
         with stop.caught(session.cancel):

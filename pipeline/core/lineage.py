@@ -48,6 +48,28 @@ def step_key(parts: Mapping[str, Json]) -> str:
     return digest_json({"format": FORMAT, **parts})
 
 
+def explain(old: dict[str, Json] | None, new: dict[str, Json]) -> list[str]:
+    """Why a key differs from the locked one: `filter.min_chars: 1 -> 5`, one line per difference."""
+    if old is None:
+        return ["never ran"]
+    before, after = _flatten(old), _flatten(new)
+    lines = [
+        f"{name}: {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    return lines or ["its artefact is not in the store"]
+
+
+def _flatten(value: Json, path: str = "") -> dict[str, Json]:
+    if not isinstance(value, dict):
+        return {path: value[:12] if path.startswith(("files", "inputs")) and isinstance(value, str) else value}
+    flat: dict[str, Json] = {}
+    for name, item in value.items():
+        flat.update(_flatten(item, name if path in ("", "config") else f"{path}.{name}"))
+    return flat
+
+
 def model_files(folder: Path) -> list[Path]:
     """The files of a model folder that a loader reads, sorted; cards and git's own files are none of them."""
     return sorted(

@@ -32,7 +32,9 @@ class RowSink:
         self._stack.enter_context(self._rejected)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.__exit__(kind, error, trace)
 
     def keep(self, rows: Sequence[Prompt] | Sequence[Record] | pa.Table) -> None:

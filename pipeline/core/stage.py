@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from pipeline.core.errors import Interrupted
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 S = TypeVar("S")
 R = TypeVar("R")

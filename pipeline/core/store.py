@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.core.errors import CorruptArtefact, Incomplete
 from pipeline.core.lineage import Manifest, file_sha256
+from pipeline.core.stage import Json
 
 MANIFEST = "manifest.json"
 logger = logging.getLogger(__name__)
@@ -87,12 +88,13 @@ class Store:
             return self._publish(staged, final, complete, replace_other_content)
         except OSError as error:
             todo = "make room or give write access, then run the same command again"
-            raise Incomplete(f"cannot commit: {error.strerror}", where=str(error.filename or final), todo=todo) from error
+            raise Incomplete(
+                f"cannot commit: {error.strerror}", where=str(error.filename or final), todo=todo
+            ) from error
 
     def _publish(self, staged: Path, final: Path, manifest: Manifest, replace_other_content: bool) -> Artefact:
-        if replace_other_content and final.exists():
-            if Manifest.read(final / MANIFEST).content != manifest.content:
-                self.quarantine(manifest.stage, manifest.key, "replaced")
+        if replace_other_content and final.exists() and Manifest.read(final / MANIFEST).content != manifest.content:
+            self.quarantine(manifest.stage, manifest.key, "replaced")
         try:
             staged.rename(final)
         except OSError:
@@ -131,7 +133,9 @@ def verify(artefact: Artefact) -> None:
     present = {path.relative_to(artefact.path).as_posix() for path in _files(artefact.path)} - {MANIFEST}
     if present != set(artefact.manifest.files):
         odd = sorted(present ^ set(artefact.manifest.files))
-        raise CorruptArtefact(f"files differ from the manifest: {', '.join(odd[:5])}", where=str(artefact.path), todo=todo)
+        raise CorruptArtefact(
+            f"files differ from the manifest: {', '.join(odd[:5])}", where=str(artefact.path), todo=todo
+        )
     for name, facts in artefact.manifest.files.items():
         path = artefact.path / name
         if file_sha256(path) != facts["sha256"]:
@@ -142,7 +146,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _describe_files(folder: Path) -> dict[str, dict[str, "None | bool | int | float | str"]]:
+def _describe_files(folder: Path) -> dict[str, dict[str, Json]]:
     return {
         path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for path in _files(folder)
