@@ -18,49 +18,58 @@ import click
 from pipeline import runner
 from pipeline.core.config import RunConfig
 from pipeline.core.config_teacher import OpenAITeacher
-from pipeline.core.errors import ExitCode, Interrupted, PipelineError
+from pipeline.core.errors import ExitCode, Interrupted, PipelineError, Terminated
 from pipeline.core.load import Loaded, load_config
-from pipeline.core.log import configure_logging, safe_text
+from pipeline.core.log import configure_logging, safe_text, scrub
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code (`ExitCode`)."""
-    stop = StopSignals()
+    call = Call()
     try:
-        commands.main(args=arguments, prog_name="python -m pipeline", standalone_mode=False, obj=stop)
+        commands.main(args=arguments, prog_name="python -m pipeline", standalone_mode=False, obj=call)
     except click.ClickException as error:
         error.show()
         return int(ExitCode.USAGE)
-    except click.exceptions.Exit as error:
-        return error.exit_code
     except PipelineError as error:
-        print(safe_text(str(error)), file=sys.stderr)
-        interrupted = isinstance(error, Interrupted)
-        return int(stop.exit_code if interrupted and stop.exit_code is not None else error.exit_code)
+        print(scrub(str(error), call.secrets), file=sys.stderr)
+        return int(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         print("stopped at once; what was committed is kept, the same command resumes", file=sys.stderr)
-        return int(stop.exit_code or ExitCode.INTERRUPTED)
+        return int(call.exit_code or ExitCode.INTERRUPTED)
     except Exception:  # noqa: BLE001 (the one place where a bug becomes exit code 1)
-        traceback.print_exc()
+        print(scrub(traceback.format_exc(), call.secrets), file=sys.stderr)
         print("this is a bug; the lines above say where", file=sys.stderr)
         return int(ExitCode.BUG)
     return int(ExitCode.COMPLETE)
 
 
-class StopSignals:
-    """Turns the first SIGINT or SIGTERM into a request to stop, and the second into an immediate end."""
+class Call:
+    """What one call of `main` shares with its command: the secrets that no message may hold, and the stop signals.
+
+    The first SIGINT or SIGTERM is a request to stop, the second an immediate end.
+    """
 
     def __init__(self) -> None:
+        self.secrets: tuple[str, ...] = ()
         self.cancel = threading.Event()
         self.exit_code: ExitCode | None = None
 
     @contextmanager
     def caught(self, cancel: threading.Event) -> Iterator[None]:
-        """Catch signals inside the block; the first one sets `cancel`."""
+        """Catch signals inside the block; the first one sets `cancel`.
+
+        Raises:
+            Interrupted, Terminated: the block stopped at the request of SIGINT or SIGTERM.
+        """
         self.cancel = cancel
         old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except Interrupted as error:
+            if self.exit_code is ExitCode.TERMINATED:
+                raise Terminated(error.what, where=error.where, todo=error.todo) from error
+            raise
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
@@ -70,7 +79,8 @@ class StopSignals:
         if self.cancel.is_set():
             raise KeyboardInterrupt
         self.cancel.set()
-        print("\nstopping: finishing what is in flight; once more stops at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one, which Python refuses to enter again.
+        os.write(2, b"\nstopping: finishing what is in flight; once more stops at once\n")
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
@@ -88,9 +98,10 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _open(config: Path, data: Path, overrides: Sequence[str], verbose: bool) -> runner.Session:
+def _open(call: Call, config: Path, data: Path, overrides: Sequence[str], verbose: bool) -> runner.Session:
     loaded = load_config(config, overrides)
-    configure_logging(_secrets(loaded), verbose=verbose)
+    call.secrets = _secrets(loaded)
+    configure_logging(call.secrets, verbose=verbose)
     return runner.open_session(loaded, data)
 
 
@@ -118,20 +129,29 @@ def commands() -> None:
 @click.option("--until", type=click.Choice(runner.step_names()), help="Last step to run.")
 @click.pass_obj
 def run_command(
-    stop: StopSignals, config: Path, data: Path, overrides: tuple[str, ...], as_json: bool, verbose: bool, until: str
+    call: Call,
+    config: Path,
+    data: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    until: str | None,
 ) -> None:
     """Run all steps that have no result yet."""
-    session = _open(config, data, overrides, verbose)
-    with stop.caught(session.cancel):
+    session = _open(call, config, data, overrides, verbose)
+    with call.caught(session.cancel):
         outcomes = runner.run_all(session, until)
     _print_outcomes(session, outcomes, as_json)
 
 
 @commands.command("plan")
 @_common
-def plan_command(config: Path, data: Path, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
+@click.pass_obj
+def plan_command(
+    call: Call, config: Path, data: Path, overrides: tuple[str, ...], as_json: bool, verbose: bool
+) -> None:
     """Say what `run` would do and why, without doing it."""
-    planned = runner.plan(_open(config, data, overrides, verbose))
+    planned = runner.plan(_open(call, config, data, overrides, verbose))
     if as_json:
         rows = [{"step": p.step.name, "state": p.state, "key": p.key, "reasons": list(p.reasons)} for p in planned]
         print(json.dumps(rows, indent=2))
@@ -155,7 +175,7 @@ def _add_stage_command(name: str) -> None:
     @click.option("--force", is_flag=True, help="Run it although it has a result; equal content keeps the old one.")
     @click.pass_obj
     def stage_command(
-        stop: StopSignals,
+        call: Call,
         config: Path,
         data: Path,
         overrides: tuple[str, ...],
@@ -163,8 +183,8 @@ def _add_stage_command(name: str) -> None:
         verbose: bool,
         force: bool,
     ) -> None:
-        session = _open(config, data, overrides, verbose)
-        with stop.caught(session.cancel):
+        session = _open(call, config, data, overrides, verbose)
+        with call.caught(session.cancel):
             outcome = runner.run_one(session, name, force=force)
         _print_outcomes(session, [outcome], as_json)
 

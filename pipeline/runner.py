@@ -1,11 +1,12 @@
 """The pipeline as a table of stages, and what can be done with it: plan, run, run one stage, lock."""
 
-import errno
 import importlib
 import logging
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, cast
@@ -13,19 +14,17 @@ from typing import Literal, Protocol, cast
 from pipeline.core import config as c
 from pipeline.core.config_base import ConfigModel, identity
 from pipeline.core.config_teacher import Teacher
-from pipeline.core.errors import CorruptArtefact, Incomplete, LostRows, UsageError
+from pipeline.core.errors import CorruptArtefact, LostRows, UsageError, boundary, disk_errors
 from pipeline.core.fanout import map_in_process
 from pipeline.core.lineage import DigestCache, Manifest, explain, path_digest, step_key
 from pipeline.core.load import Loaded
 from pipeline.core.log import EventLog, show_progress
-from pipeline.core.runs import hold_run, link_artefact, lock_step, read_lock
+from pipeline.core.runs import hold_lock, hold_run, link_artefact, lock_step, read_lock
 from pipeline.core.stage import Context, Json, Result, check_cancelled
 from pipeline.core.store import Artefact, Store
 from pipeline.core.versions import collect_versions
 
 logger = logging.getLogger(__name__)
-
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 class StageModule(Protocol):
@@ -166,16 +165,20 @@ def step_parts(session: Session, step: Step, contents: Mapping[str, str]) -> dic
         contents: content digest of each step in `step.inputs`.
 
     Raises:
-        UsageError: a file that the config names is missing.
+        UsageError: a file that the config names is missing or cannot be read.
     """
     module, config = stage_module(step.kind), session.config_of(step)
-    files = _checked_input_files(session, step)
+    digests: dict[str, Json] = {}
+    for name, path in sorted(_checked_input_files(session, step).items()):
+        where = f"{session.loaded.path}: {name}: {path}"
+        with boundary(UsageError, "cannot read", where=where, todo="give read access"):
+            digests[name] = path_digest(path, session.digests)
     return {
         "stage": step.kind,
         "version": module.VERSION,
         "config": identity(config),
         "inputs": {name: contents[name] for name in step.inputs},
-        "files": {name: path_digest(path, session.digests) for name, path in sorted(files.items())},
+        "files": digests,
     }
 
 
@@ -190,7 +193,7 @@ def _checked_input_files(session: Session, step: Step) -> dict[str, Path]:
 
 def plan(session: Session) -> list[Planned]:
     """What `run` would do, without doing it."""
-    locked = {name: entry["parts"] for name, entry in read_lock(session.loaded.lock_path).items()}
+    locked = {name: entry["parts"] for name, entry in read_lock(session.loaded.base_lock_path).items()}
     contents: dict[str, str] = {}
     planned = []
     for step in plan_steps():
@@ -201,7 +204,11 @@ def plan(session: Session) -> list[Planned]:
             continue
         parts = step_parts(session, step, contents)
         key = step_key(parts)
-        artefact = _find(session, step, key)
+        try:
+            artefact = session.store.find(step.kind, key)
+        except CorruptArtefact as error:
+            planned.append(Planned(step, "run", key, (f"corrupt: {error.what} ({error.where})",)))
+            continue
         if artefact is None:
             planned.append(Planned(step, "run", key, tuple(explain(locked.get(step.name), parts))))
             continue
@@ -226,7 +233,7 @@ def run_all(session: Session, until: str | None = None) -> list[Outcome]:
     for step in steps:
         _checked_input_files(session, step)
     outcomes: dict[str, Outcome] = {}
-    with hold_run(session.folder) as events:
+    with _disk_errors(session), hold_run(session.folder) as events:
         for step in steps:
             artefacts = {name: outcomes[name].artefact for name in step.inputs}
             outcomes[step.name] = run_step(session, step, artefacts, events)
@@ -246,14 +253,15 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
     """
     steps = {step.name: step for step in plan_steps()}
     found: dict[str, Artefact] = {}
-    with hold_run(session.folder) as events:
+    with _disk_errors(session), hold_run(session.folder) as events:
         for needed in _ancestors(steps, name):
             key = step_key(step_parts(session, steps[needed], _contents(found, steps[needed])))
             artefact = session.store.find(steps[needed].kind, key)
             if artefact is None:
-                todo = f"run it first: python -m pipeline {needed} {session.loaded.path}"
+                todo = f"run it first: {command(session, needed)}"
                 raise UsageError(f"{name} needs the rows of {needed}", where=session.loaded.run_name, todo=todo)
             found[needed] = artefact
+            _record(session, Outcome(steps[needed], artefact, ran=False))
         step = steps[name]
         artefacts = {needed: found[needed] for needed in step.inputs}
         outcome = run_step(session, step, artefacts, events, force=force)
@@ -280,15 +288,20 @@ def run_step(
     """Return the step's artefact, running it if there is none (or if `force`)."""
     parts = step_parts(session, step, _contents(artefacts, step))
     key = step_key(parts)
-    if not force and (hit := _find(session, step, key)) is not None:
+    if not force and (hit := session.store.find_sound(step.kind, key)) is not None:
         logger.info("%s: cached (%s)", step.name, key[:12])
         events.emit("step_cached", step=step.name, key=key)
         return Outcome(step, hit, ran=False)
     logger.info("%s: running (%s)", step.name, key[:12])
     events.emit("step_started", step=step.name, key=key)
     workdir = session.data / "work" / step.kind / key
-    workdir.mkdir(parents=True, exist_ok=True)
-    with session.store.staging(step.kind) as staged, show_progress(step.name, quiet=session.quiet) as progress:
+    inputs = {name: artefact.path for name, artefact in artefacts.items()}
+    with (
+        hold_lock(workdir.with_name(f"{key}.lock")),  # runs of other names may share this step and its workdir
+        session.store.staging(step.kind) as staged,
+        show_progress(step.name, quiet=session.quiet) as progress,
+    ):
+        workdir.mkdir(parents=True, exist_ok=True)
         ctx = Context(
             step=step.name,
             data=session.data,
@@ -297,14 +310,13 @@ def run_step(
             events=events,
             cancel=session.cancel,
             fanout=map_in_process,
-            resume_command=resume_command(session),
+            resume_command=command(session, "run"),
         )
         check_cancelled(ctx)
-        inputs = {name: artefact.path for name, artefact in artefacts.items()}
         result = _run_stage(session, step, inputs, staged, ctx)
         manifest = _manifest(step, key, parts, result)
         artefact = session.store.commit(staged, manifest, replace_other_content=force)
-    shutil.rmtree(workdir, ignore_errors=True)
+        shutil.rmtree(workdir, ignore_errors=True)
     session.digests.save()
     counts: dict[str, Json] = {**result.rejected}
     events.emit("step_committed", step=step.name, key=key, content=result.content, rejected=counts)
@@ -320,27 +332,10 @@ def run_step(
 
 
 def _run_stage(session: Session, step: Step, inputs: Mapping[str, Path], staged: Path, ctx: Context) -> Result:
-    try:
-        result = stage_module(step.kind).run(session.config_of(step), inputs, staged, ctx)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        where = str(error.filename or session.data)
-        todo = f"make room or give write access, then resume with: {resume_command(session)}"
-        raise Incomplete(f"{step.name} cannot write: {error.strerror}", where=where, todo=todo) from error
+    result = stage_module(step.kind).run(session.config_of(step), inputs, staged, ctx)
     if result.rows_in != result.rows_out + sum(result.rejected.values()):
         raise LostRows(f"{step.name}: {result.rows_in} in, {result.rows_out} out, rejected {dict(result.rejected)}")
     return result
-
-
-def _find(session: Session, step: Step, key: str) -> Artefact | None:
-    """The verified artefact of a key; a corrupt one is quarantined and counts as missing."""
-    try:
-        return session.store.find(step.kind, key)
-    except CorruptArtefact as error:
-        logger.error("%s: %s (%s); it will be rebuilt", step.name, error.what, error.where)
-        session.store.quarantine(step.kind, key, "corrupt")
-        return None
 
 
 def _manifest(step: Step, key: str, parts: dict[str, Json], result: Result) -> Manifest:
@@ -358,10 +353,15 @@ def _manifest(step: Step, key: str, parts: dict[str, Json], result: Result) -> M
     )
 
 
-def resume_command(session: Session) -> str:
-    """The command that goes on where this invocation stopped."""
-    overrides = "".join(f" --set {override}" for override in session.loaded.overrides)
-    return f"python -m pipeline run {session.loaded.path} --data {session.data}{overrides}"
+def command(session: Session, name: str) -> str:
+    """A command on this run as one types it; `run` goes on where an invocation stopped."""
+    words = ["python", "-m", "pipeline", name, str(session.loaded.path), "--data", str(session.data)]
+    return shlex.join([*words, *(word for override in session.loaded.overrides for word in ("--set", override))])
+
+
+def _disk_errors(session: Session) -> AbstractContextManager[None]:
+    todo = f"make room or give write access, then resume with: {command(session, 'run')}"
+    return disk_errors(str(session.data), todo)
 
 
 def _record(session: Session, outcome: Outcome) -> None:

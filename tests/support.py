@@ -1,9 +1,16 @@
-"""What many tests need: a `Context` without a terminal, and small rows."""
+"""What many tests need: a `Context` without a terminal, small rows, a small project and its command line."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline.core.fanout import map_in_process
 from pipeline.core.record import Message, Prompt, Record
@@ -94,3 +101,52 @@ def a_prompt(**changes: Any) -> Prompt:
 def a_record(**changes: Any) -> Record:
     """A record row with some fields changed."""
     return replace(EMPTY_RECORD, **changes)
+
+
+# ------------------------------------------------------------------------------------ a small run without a model
+
+
+def minimal_config(**sections: Any) -> dict[str, Any]:
+    """The config of a run that imports completions which exist already; `sections` replace whole top-level keys."""
+    return {
+        "name": "small",
+        "teachers": {"humans": {"kind": "replay", "path": "rows.jsonl", "origin": "people who wrote these tests"}},
+        "student": {"model": "./student"},
+        "prompts": {"sets": {"facts": {"source": {"kind": "jsonl", "path": "rows.jsonl"}}}, "validation": 0, "test": 0},
+        "generate": {"teacher": "humans"},
+        "dataset": {"title": "Small"},
+        "train": {"accelerate": "accelerate.yaml"},
+        **sections,
+    }
+
+
+def write_project(folder: Path, *, rows: int = 12, **sections: Any) -> Path:
+    """A project that runs up to `dataset` in any folder without a model: rows.jsonl, a student's folder (one file),
+    and run.yaml, whose path is returned. Paths in it are relative: run it with `folder` as the current folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"id": f"p{row:03d}", "prompt": f"Name number {row}.", "completion": f"It is number {row}."})
+        for row in range(rows)
+    ]
+    (folder / "rows.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+    (folder / "student").mkdir(exist_ok=True)
+    (folder / "student" / "config.json").write_text("{}", "utf-8")
+    (folder / "accelerate.yaml").write_text("{}\n", "utf-8")
+    config = folder / "run.yaml"
+    config.write_text(yaml.safe_dump(minimal_config(**sections), sort_keys=False), "utf-8")
+    return config
+
+
+def run_cli(
+    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """`python -m pipeline …` as a process of its own, with `cwd` as its current folder."""
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=cli_env(env), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def cli_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment in which a child process finds the package."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), **(extra or {})}

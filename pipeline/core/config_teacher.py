@@ -1,8 +1,10 @@
 """Config of the teachers and of the stage that asks them."""
 
+import ipaddress
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from pipeline.core.config_base import OPERATIONAL, ConfigModel, FilePath, LocalModel, Name, SecretRef
 
@@ -24,7 +26,7 @@ class VllmTeacher(LocalModel):
     """GPUs that share one server's model."""
     args: Annotated[tuple[str, ...], OPERATIONAL] = ()
     """More arguments for `vllm.entrypoints.openai.api_server`. For flags that do not change answers."""
-    env: Annotated[dict[str, str], OPERATIONAL] = {}
+    env: Annotated[dict[str, str], OPERATIONAL] = Field(default={})
     """Environment variables of the server. For settings that do not change answers."""
     start_timeout_s: Annotated[float, Field(gt=0), OPERATIONAL] = 600
     """Seconds a server may take until it is healthy."""
@@ -51,6 +53,16 @@ class OpenAITeacher(ConfigModel):
     concurrency: Annotated[int, Field(ge=1), OPERATIONAL] = 64
     """Most requests in flight."""
 
+    @field_validator("base_url")
+    @classmethod
+    def _key_and_prompts_travel_encrypted(cls, base_url: str) -> str:
+        url = urlsplit(base_url)
+        if url.username is not None or url.password is not None:
+            raise ValueError("a URL must not hold a user or password; use `api_key: ${env:NAME}`")
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            raise ValueError("plain http is accepted for this machine only (localhost, 127.0.0.1, ::1); use https")
+        return base_url.rstrip("/")
+
 
 class ReplayTeacher(ConfigModel):
     """Completions that exist already: imported, never asked for."""
@@ -58,19 +70,30 @@ class ReplayTeacher(ConfigModel):
     kind: Literal["replay"]
     """Existing completions."""
     path: FilePath
-    """JSONL or parquet file, or the prompt set's own source file."""
+    """JSONL or parquet file; it may be the prompt set's own source file."""
     origin: str
     """Who wrote the completions, in words a reader of the data set can check ("human annotators of GSM8K")."""
     license: str = "unknown"
     """SPDX expression or terms of the completions."""
     prompt_id: str = "id"
-    """Column that names the prompt by its id. "sha256" when prompt ids are hashes: join by `prompt` instead."""
+    """Column that names the prompt by its id; not read when `prompt` is given."""
     prompt: str | None = None
-    """Column with the user's message, used to join when the rows have no id."""
+    """Column with the text of the user's message, to join rows that have no id. Several rows for one prompt are its
+    samples, in the order of the file."""
     completion: str = "completion"
-    """Column with the completion."""
+    """Column with the completion: text, or a list of {role, content} messages whose last assistant turn counts."""
     finish_reason: str | None = None
     """Column with the finish reason. None: all rows are taken as complete ("stop")."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a URL's host names this machine; other names are not resolved, so they are not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 Teacher = Annotated[VllmTeacher | OpenAITeacher | ReplayTeacher, Field(discriminator="kind")]

@@ -96,7 +96,7 @@ def _type_name(kind: pa.DataType) -> str:
         return "string"
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return "list"
-    return "struct" if pa.types.is_struct(kind) else str(kind)
+    return f"struct<{kind.num_fields}>" if pa.types.is_struct(kind) else str(kind)
 
 
 def _bytes(array: pa.Array) -> bytes:

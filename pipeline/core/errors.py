@@ -1,5 +1,6 @@
 """What can go wrong in a way that a person can act on, and the exit code each case ends with."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -83,6 +84,21 @@ class Terminated(Interrupted):
 
 class LostRows(Exception):
     """A stage broke `rows_in == rows_out + rejected`: a bug in that stage, never a user's mistake."""
+
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+
+
+@contextmanager
+def disk_errors(where: str, todo: str) -> Iterator[None]:
+    """Turn a full, failing or write-protected disk into `Incomplete`; other errors pass unchanged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = str(error.filename or where)
+        raise Incomplete(f"cannot read or write: {error.strerror}", where=place, todo=todo) from error
 
 
 @contextmanager

@@ -2,29 +2,49 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.core.errors import CorruptArtefact
 from pipeline.core.stage import Json
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 """Version of the key and manifest format: bump when either changes its meaning."""
 
-NOT_PART_OF_A_MODEL = (".md", ".txt.asc", ".gitattributes", ".gitignore")
+SEAL = "manifest_sha256"
+"""The entry of `manifest.json` that covers all its other entries."""
+
+NOT_PART_OF_A_MODEL = (".md", ".txt.asc")
 
 
 def canonical_json(value: Json) -> bytes:
     """The one byte form of a JSON value: sorted keys, no spaces, UTF-8.
 
     Raises:
-        TypeError: a value that JSON does not know (there is no fallback on purpose: `repr` is not an identity).
+        TypeError: a value that JSON does not know (there is no fallback on purpose: `repr` is not an identity), or a
+            key that is no text (`json` would turn 1 into "1").
         ValueError: NaN or an infinity.
     """
+    _check_keys(value)
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return text.encode("utf-8", "surrogatepass")
+
+
+def _check_keys(value: Json) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is no text")
+            _check_keys(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_keys(item)
 
 
 def digest_json(value: Json) -> str:
@@ -52,9 +72,10 @@ def explain(old: dict[str, Json] | None, new: dict[str, Json]) -> list[str]:
     """Why a key differs from the locked one: `filter.min_chars: 1 -> 5`, one line per difference."""
     if old is None:
         return ["never ran"]
-    before, after = _flatten(old), _flatten(new)
+    before = {name: json.dumps(value, ensure_ascii=False) for name, value in _flatten(old).items()}
+    after = {name: json.dumps(value, ensure_ascii=False) for name, value in _flatten(new).items()}
     lines = [
-        f"{name}: {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}"
+        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
@@ -71,11 +92,14 @@ def _flatten(value: Json, path: str = "") -> dict[str, Json]:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder that a loader reads, sorted; cards and git's own files are none of them."""
+    """The files of a model folder that a loader reads, sorted; cards and hidden files (git's, the hub client's notes
+    about its downloads) are none of them."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(NOT_PART_OF_A_MODEL) and ".git" not in path.parts
+        if path.is_file()
+        and not path.name.endswith(NOT_PART_OF_A_MODEL)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 
@@ -99,11 +123,12 @@ class DigestCache:
         self._path = path
         self._known: dict[str, str] = {}
         self._changed = False
-        if path.is_file():
-            try:
-                self._known = json.loads(path.read_text("utf-8"))
-            except ValueError:
-                self._known = {}
+        try:
+            known = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return
+        if isinstance(known, dict) and all(isinstance(digest, str) for digest in known.values()):
+            self._known = known
 
     def sha256(self, path: Path) -> str:
         """sha256 of a file's bytes, from memory where inode, size and mtime (ns) are the same."""
@@ -115,13 +140,19 @@ class DigestCache:
         return self._known[name]
 
     def save(self) -> None:
-        """Write what was learned; by rename, so that a reader never sees half a file."""
+        """Write what was learned; by rename, so that a reader never sees half a file. A file that cannot be written
+        is no error: all it costs is hashing again."""
         if not self._changed:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self._known), "utf-8")
-        temporary.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self._known), "utf-8")
+            temporary.replace(self._path)
+        except OSError as error:
+            logger.debug("cannot keep file digests: %s", error)
+            with suppress(OSError):
+                temporary.unlink()
         self._changed = False
 
 
@@ -137,6 +168,8 @@ class Manifest:
         files: relative path -> {"sha256": hex, "bytes": size} of every other file in the folder.
         rows_in, rows_out, rejected, metrics: as in `Result`.
         versions: Python, libraries, commit, host; recorded, never keyed.
+
+    The file also holds the sha256 of itself without that line, so that a manifest that was changed is noticed.
     """
 
     key: str
@@ -153,17 +186,24 @@ class Manifest:
 
     def to_json(self) -> str:
         """Indented JSON text, for people too."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        plain = json.loads(json.dumps(asdict(self), allow_nan=False))  # what a reader will get: tuples become lists
+        sealed = plain | {SEAL: digest_json(plain)}
+        return json.dumps(sealed, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
         """Read a manifest file.
 
         Raises:
-            CorruptArtefact: the file is not a manifest of this format.
+            CorruptArtefact: the file is not a manifest of this format, or it was changed after it was written.
         """
+        todo = "run the pipeline again: it will be rebuilt"
         try:
-            return cls(**json.loads(path.read_text("utf-8")))
-        except (ValueError, TypeError) as error:
-            todo = "run `python -m pipeline verify CONFIG`, then run again: it will be rebuilt"
+            sealed = json.loads(path.read_text("utf-8"))
+            seal = sealed.pop(SEAL)
+            manifest = cls(**sealed)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise CorruptArtefact(f"not a manifest: {error}", where=str(path), todo=todo) from error
+        if seal != digest_json(sealed) or manifest.format != FORMAT:
+            raise CorruptArtefact("the manifest was changed or is of another format", where=str(path), todo=todo)
+        return manifest

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -37,8 +37,13 @@ class Loaded:
 
     @property
     def lock_path(self) -> Path | None:
-        """`<config>.lock.json` beside the YAML; None for a run with overrides, which writes no lock."""
-        return None if self.overrides else self.path.with_name(f"{self.path.stem}.lock.json")
+        """The lock file that this run writes; None for a run with overrides, which writes none."""
+        return None if self.overrides else self.base_lock_path
+
+    @property
+    def base_lock_path(self) -> Path:
+        """`<config>.lock.json` beside the YAML: what the run without overrides made last."""
+        return self.path.with_name(f"{self.path.stem}.lock.json")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -59,10 +64,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(data, details) for details in error.errors(include_url=False, include_input=False)]
-        listed = "\n       ".join(dict.fromkeys(problems))
-        todo = "correct these keys; `python -m pipeline schema` prints all valid ones"
-        raise UsageError(f"{len(problems)} wrong in the config:\n       {listed}", where=str(path), todo=todo) from None
+        mistakes = error.errors(include_url=False, include_input=False)
+        raise _refusal(path, [_problem(data, details) for details in mistakes]) from None
+    if booleans := [*_booleans_as_numbers(data, config)]:
+        raise _refusal(path, [f"{name}: give a number, not yes or no" for name in booleans])
     suffix = f"+{digest_json(list(overrides))[:8]}" if overrides else ""
     return Loaded(config, path, tuple(overrides), config.name + suffix)
 
@@ -74,12 +79,13 @@ def read_yaml(path: Path) -> Any:
         UsageError: the file is missing, too large, not UTF-8 or not such a document.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         todo = "check the path; it is taken from the current folder"
         raise UsageError(f"cannot read the file: {error.strerror}", where=str(path), todo=todo) from error
     if len(raw) > MAX_BYTES:
-        raise UsageError(f"the file has {len(raw):,} bytes", where=str(path), todo="keep it under 1 MB")
+        raise UsageError("the file is larger than 1 MB", where=str(path), todo="a config holds settings, not data")
     try:
         return yaml.load(raw.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader, made stricter)
     except UnicodeDecodeError as error:
@@ -89,6 +95,10 @@ def read_yaml(path: Path) -> Any:
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(f"not valid YAML: {problem}", where=place, todo="correct this line") from error
+    except (ValueError, RecursionError) as error:  # a date or number that cannot be, or thousands of brackets
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        todo = "quote the value if it is meant as text"
+        raise UsageError(f"not valid YAML: {problem}", where=str(path), todo=todo) from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -114,12 +124,13 @@ class _StrictLoader(yaml.SafeLoader):
 def _apply_override(data: dict[str, Any], override: str) -> None:
     """Apply one `a.b=c`; a missing parent is made, and the validation then says whether it may exist."""
     path, equals, text = override.partition("=")
-    where = f"--set {override}"
+    where = f"--set {path}=…"  # the value may be a secret
     if not equals or not all(path.split(".")):
+        where = "--set"
         raise UsageError("not of the form a.b=c", where=where, todo="for example --set train.max_steps=4")
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader, made stricter)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError("the value is not valid YAML", where=where, todo="quote it") from error
     *parents, last = path.split(".")
     target: Any = data
@@ -133,9 +144,31 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 # ------------------------------------------------------------------------------------------ mistakes, explained
 
 
+def _refusal(path: Path, problems: Sequence[str]) -> UsageError:
+    different = [*dict.fromkeys(problems)]
+    listed = "\n       ".join(different)
+    todo = "correct these keys; `python -m pipeline schema` prints all valid ones"
+    return UsageError(f"{len(different)} wrong in the config:\n       {listed}", where=str(path), todo=todo)
+
+
+def _booleans_as_numbers(data: Any, read: Any, path: str = "") -> Iterator[str]:
+    """Paths where a YAML yes or no stands for a number: pydantic takes true for 1, and a reader of the file would not.
+
+    Args:
+        data: the YAML's value.
+        read: what it was validated to: a model, a container or a value.
+    """
+    if isinstance(data, dict):
+        for name, item in data.items():
+            child = getattr(read, name) if isinstance(read, BaseModel) else read[name]
+            yield from _booleans_as_numbers(item, child, f"{path}.{name}".lstrip("."))
+    elif isinstance(data, bool) and not isinstance(read, bool):
+        yield path
+
+
 def _problem(data: dict[str, Any], details: ErrorDetails) -> str:
     """One line for one mistake: path, message, nearest valid name."""
-    path = _real_path(data, details["loc"])
+    path = _real_path(data, details["loc"], missing=details["type"] == "missing")
     shown = ".".join(map(str, path)) or "(top level)"
     if details["type"] == "extra_forbidden":
         names = _valid_names(RunConfig, data, path[:-1])
@@ -144,13 +177,15 @@ def _problem(data: dict[str, Any], details: ErrorDetails) -> str:
         return f"{shown}: unknown key; {hint}"
     if details["type"] == "missing":
         return f"{shown}: is required"
+    if details["type"] == "union_tag_not_found":
+        return f"{shown}.kind: is required"
     if details["type"] == "string_pattern_mismatch" and "env:" in str(details.get("ctx", {}).get("pattern")):
         return f"{shown}: give a reference such as ${{env:API_KEY}}; a key itself does not belong in a file"
     return f"{shown}: {details['msg'].removeprefix('Value error, ')}"
 
 
-def _real_path(data: Any, location: tuple[int | str, ...]) -> list[int | str]:
-    """Pydantic's location without the union tags it puts between the keys."""
+def _real_path(data: Any, location: tuple[int | str, ...], *, missing: bool) -> list[int | str]:
+    """Pydantic's location without the union tags it puts between the keys; `missing`: its last part is not there."""
     path: list[int | str] = []
     current: Any = data
     for position, part in enumerate(location):
@@ -158,7 +193,7 @@ def _real_path(data: Any, location: tuple[int | str, ...]) -> list[int | str]:
             current = current[part]
         elif isinstance(current, Sequence) and not isinstance(current, str) and isinstance(part, int):
             current = current[part] if part < len(current) else None
-        elif position != len(location) - 1 or (isinstance(current, Mapping) and current.get("kind") == part):
+        elif not missing or position != len(location) - 1:
             continue
         path.append(part)
     return path

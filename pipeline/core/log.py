@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TextIO
 
 from pipeline.core.stage import Json, Progress
 
@@ -26,27 +26,38 @@ def safe_text(text: str) -> str:
     return UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
-class Scrubber(logging.Filter):
-    """Replaces secret values in log messages by `***`."""
+def scrub(text: str, secrets: tuple[str, ...]) -> str:
+    """The text for a terminal or a log: safe (see `safe_text`), and with `***` in place of secret values."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return safe_text(text)
+
+
+class ScrubbingFormatter(logging.Formatter):
+    """Formats a log record and then scrubs all of it, tracebacks included."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
-        super().__init__()
-        self._secrets = tuple(secret for secret in secrets if secret)
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+        self._secrets = secrets
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrite the record's message; every record passes."""
-        message = record.getMessage()
-        for secret in self._secrets:
-            message = message.replace(secret, "***")
-        record.msg, record.args = safe_text(message), ()
-        return True
+    def format(self, record: logging.LogRecord) -> str:
+        """The finished text of a record."""
+        return scrub(super().format(record), self._secrets)
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever `sys.stderr` is at that moment, so that a live bar can print messages above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def configure_logging(secrets: tuple[str, ...], *, verbose: bool) -> None:
     """Send our messages to stderr; called once by `main`, never on import."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
-    handler.addFilter(Scrubber(secrets))
+    handler = StderrHandler()
+    handler.setFormatter(ScrubbingFormatter(secrets))
     root = logging.getLogger("pipeline")
     root.handlers = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -62,7 +73,7 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        torn = _lacks_last_newline(path)
         self._file: IO[str] = path.open("a", encoding="utf-8")
         if torn:
             self._file.write("\n")
@@ -77,6 +88,14 @@ class EventLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _lacks_last_newline(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 @contextmanager

@@ -255,17 +255,19 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     )
 
 
-def read_shards(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_shards(folder: Path, columns: Sequence[str] | None = None, *, stem: str = "") -> Iterator[pa.Table]:
     """The shards of a folder, one table a file, in order of their names; page checksums are verified.
+
+    `stem` restricts them to the files whose name begins with it.
 
     Raises:
         CorruptArtefact: a file is not readable parquet, or a page's checksum does not match.
     """
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(folder.glob(f"{stem}*.parquet")):
         try:
             yield pq.read_table(path, columns=columns, page_checksum_verification=True)
-        except (OSError, pa.ArrowInvalid) as error:
-            todo = "run `python -m pipeline verify CONFIG`, then run again: it will be rebuilt"
+        except (OSError, ValueError, pa.ArrowException) as error:
+            todo = "run the pipeline again: it will be rebuilt"
             raise CorruptArtefact(f"unreadable parquet: {error}", where=str(path), todo=todo) from error
 
 

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import IO, TypedDict, cast
 
 from pipeline.core.errors import Incomplete, RunLocked, UsageError
 from pipeline.core.log import EventLog
@@ -34,29 +34,55 @@ def hold_run(folder: Path) -> Iterator[EventLog]:
         RunLocked: another process holds it.
         Incomplete: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "run.lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        where = str(error.filename)
-        raise Incomplete(f"cannot write: {error.strerror}", where=where, todo="choose another --data folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "a process that has not said its name yet"
-            todo = "wait for it to end, or end it; nothing was written"
-            raise RunLocked(f"held by {holder}", where=str(folder), todo=todo) from error
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {platform.node()}\n")
-        file.flush()
+    with hold_lock(folder / "run.lock"):
         events = EventLog(folder / "events.jsonl")
         try:
             yield events
         finally:
             events.close()
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file for this process; it says who holds it and is removed at the end.
+
+    Raises:
+        RunLocked: another process holds it.
+        Incomplete: its folder cannot be written, or the file system knows no locks.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _take_lock(path)
+    except OSError as error:
+        where = str(error.filename or path)
+        raise Incomplete(f"cannot lock: {error.strerror}", where=where, todo="choose another --data folder") from error
+    with file:
+        try:
             file.truncate(0)
+            file.write(f"pid {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _take_lock(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "a process that has not said its name yet"
+            todo = "wait for it to end, or end it; nothing was written"
+            raise RunLocked(f"held by {holder}", where=str(path), todo=todo) from error
+        except OSError:
+            file.close()
+            raise
+        if os.fstat(file.fileno()).st_nlink > 0:
+            return file
+        file.close()  # its last holder removed it between our opening and our locking it
 
 
 def link_artefact(folder: Path, step: str, artefact: Artefact) -> None:
@@ -85,12 +111,16 @@ def read_lock(path: Path | None) -> dict[str, LockEntry]:
     """The entries of a lock file by step; empty without one.
 
     Raises:
-        UsageError: it is not JSON.
+        UsageError: it is not a lock file.
     """
     if path is None or not path.is_file():
         return {}
+    todo = "restore it from git or delete it: the next run writes it again"
     try:
-        return cast(dict[str, LockEntry], json.loads(path.read_text("utf-8")))
+        lock = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        todo = "restore it from git or delete it: the next run writes it again"
         raise UsageError("the lock file is not JSON", where=str(path), todo=todo) from error
+    entries = lock.values() if isinstance(lock, dict) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("parts"), dict) for entry in entries):
+        raise UsageError("not a lock file", where=str(path), todo=todo)
+    return cast(dict[str, LockEntry], lock)

@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,8 +49,20 @@ class Store:
         if not folder.exists():
             return None
         artefact = Artefact(folder, Manifest.read(self._manifest(folder)))
+        if (artefact.manifest.stage, artefact.manifest.key) != (stage, key):
+            what = f"the manifest is of {artefact.manifest.stage} {artefact.manifest.key[:12]}"
+            raise CorruptArtefact(what, where=str(folder), todo="run again: it will be rebuilt")
         verify(artefact)
         return artefact
+
+    def find_sound(self, stage: str, key: str) -> Artefact | None:
+        """Like `find`, but a corrupt artefact is quarantined, loudly, and counts as missing."""
+        try:
+            return self.find(stage, key)
+        except CorruptArtefact as error:
+            logger.error("%s: %s (%s); it will be rebuilt", stage, error.what, error.where)
+            self.quarantine(stage, key, "corrupt")
+            return None
 
     def _manifest(self, folder: Path) -> Path:
         path = folder / MANIFEST
@@ -71,7 +83,7 @@ class Store:
     def commit(self, staged: Path, manifest: Manifest, *, replace_other_content: bool = False) -> Artefact:
         """Sync what was staged, write its manifest last, verify it, and make it visible by one rename.
 
-        If another process committed the same key first, its artefact is returned and ours is dropped; with
+        If the key has an artefact already (another process was faster), that one is returned and ours is dropped; with
         `replace_other_content` an artefact of other content is quarantined and ours takes its place.
 
         Raises:
@@ -93,27 +105,31 @@ class Store:
             ) from error
 
     def _publish(self, staged: Path, final: Path, manifest: Manifest, replace_other_content: bool) -> Artefact:
-        if replace_other_content and final.exists() and Manifest.read(final / MANIFEST).content != manifest.content:
+        old = self.find_sound(manifest.stage, manifest.key)
+        if old is not None and replace_other_content and old.manifest.content != manifest.content:
             self.quarantine(manifest.stage, manifest.key, "replaced")
+            old = None
+        if old is not None:
+            return old
         try:
             staged.rename(final)
         except OSError:
-            if not final.exists():
-                raise
-            logger.info("%s %s was committed by another process first", manifest.stage, manifest.key[:12])
-            adopted = self.find(manifest.stage, manifest.key)
+            adopted = self.find_sound(manifest.stage, manifest.key)
             if adopted is None:
                 raise
+            logger.info("%s %s was committed by another process first", manifest.stage, manifest.key[:12])
             return adopted
         _sync_folder(final.parent)
+        _sync_folder(self.root)  # the stage's own folder may be new
         return Artefact(final, manifest)
 
     def quarantine(self, stage: str, key: str, why: str) -> Path:
         """Move an artefact out of the way, so that it is never used again but can be looked at."""
         target = self.root / ".quarantine" / f"{stage}-{key[:16]}-{why}-{uuid.uuid4().hex[:8]}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.path_of(stage, key).rename(target)
-        logger.error("moved the %s artefact %s/%s to %s", why, stage, key[:12], target)
+        with suppress(FileNotFoundError):  # another process was faster
+            self.path_of(stage, key).rename(target)
+            logger.warning("moved the %s artefact %s/%s to %s", why, stage, key[:12], target)
         return target
 
     def artefacts(self) -> Iterator[tuple[str, str]]:

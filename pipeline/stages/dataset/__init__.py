@@ -1,0 +1,158 @@
+"""Stage `dataset`: the shards that ship, in a shuffled order that only seed and row ids decide, with their card."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+
+from pipeline.core.config import DatasetConfig, DatasetStep
+from pipeline.core.errors import CorruptArtefact, UsageError
+from pipeline.core.lineage import digest_json
+from pipeline.core.record import MESSAGES, RECORD_SCHEMA, ShardWriter, Written, count_rows, read_shards
+from pipeline.core.stage import Context, Result, check_cancelled
+from pipeline.stages.dataset.card import write_card
+from pipeline.stages.dataset.census import Census, read_sources
+
+VERSION = 1
+
+COLUMNS = (
+    "prompt",
+    "completion",
+    "row_id",
+    "prompt_set",
+    "prompt_id",
+    "also_in",
+    "teacher",
+    "license_set",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "task",
+    "answer",
+    "verified",
+)
+"""Columns of the shards, in this order. No clock, host or request id is among them: equal rows give equal bytes."""
+
+SPLITS = ("train", "validation")
+PARTITION_ROWS = 65_536
+"""Rows, about, that are sorted in memory at once."""
+MAX_PARTITIONS = 256
+"""Files open at once, per split; beyond 16 million rows the partitions grow instead."""
+
+_ORDER = pa.field("order", pa.binary(32), nullable=False)
+
+
+def input_files(cfg: DatasetStep) -> dict[str, Path]:
+    """None."""
+    return {}
+
+
+def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
+    """Write `data/<split>-*.parquet` for the splits that have rows, and `README.md`.
+
+    Raises:
+        UsageError: no row is left.
+        CorruptArtefact: a row of the test split arrived, which `prompts` keeps from every teacher.
+    """
+    rows = inputs["dedup"] / "rows"
+    rows_in = count_rows(rows.glob("*.parquet"))
+    if rows_in == 0:
+        todo = "see why they left: `rejected` in the manifests of filter and dedup, rejects/ beside them"
+        raise UsageError("no row is left for the data set", where=str(rows), todo=todo)
+    ctx.progress.start(2 * rows_in, "rows")
+    census = Census()
+    with TemporaryDirectory(dir=ctx.workdir) as scratch:
+        partitions = _partition(rows, rows_in, cfg.dataset.seed, Path(scratch), census, ctx)
+        written = {
+            split: _write_split(split, partitions[split], cfg.dataset, schema_of(census), out / "data", ctx)
+            for split in SPLITS
+            if census.splits[split] > 0
+        }
+    sources = census.sources(read_sources(inputs["prompts"]))
+    write_card(out / "README.md", cfg.dataset.title, census, sources)
+    content = digest_json({split: facts.content for split, facts in written.items()})
+    return Result(rows_in, sum(facts.rows for facts in written.values()), {}, content, census.metrics(sources))
+
+
+def schema_of(census: Census) -> pa.Schema:
+    """The shards' schema: messages have a `reasoning_content` only in a column where some row uses it."""
+    schema = pa.schema([RECORD_SCHEMA.field(name) for name in COLUMNS])
+    for name in ("prompt", "completion"):
+        if name not in census.reasoning_in:
+            at = schema.get_field_index(name)
+            schema = schema.set(at, pa.field(name, _without_reasoning(), nullable=False))
+    return schema
+
+
+def _without_reasoning() -> pa.DataType:
+    message = MESSAGES.value_type
+    fields = [message.field(index) for index in range(message.num_fields)]
+    kept = pa.struct([field for field in fields if field.name != "reasoning_content"])
+    return pa.list_(pa.field("item", kept, nullable=False))
+
+
+def order_key(seed: int, row_id: str) -> bytes:
+    """What the rows are sorted by: 32 bytes that depend on nothing but the seed and the row's id."""
+    return hashlib.sha256(f"{seed}\0{row_id}".encode()).digest()
+
+
+def _partition(
+    rows: Path, rows_in: int, seed: int, scratch: Path, census: Census, ctx: Context
+) -> dict[str, list[Path]]:
+    """Spread the rows over files by ranges of their order key; files of a split, in the order of their ranges.
+
+    Sorting each file then sorts everything, with one file in memory at a time.
+    """
+    count = min(MAX_PARTITIONS, -(-rows_in // PARTITION_ROWS))
+    files = {split: [scratch / f"{split}-{number:05d}.arrow" for number in range(count)] for split in SPLITS}
+    schema = pa.schema([_ORDER, *(RECORD_SCHEMA.field(name) for name in COLUMNS)])
+    with ExitStack() as stack:
+        writers = {
+            (split, number): stack.enter_context(pa.ipc.new_file(str(path), schema))
+            for split, paths in files.items()
+            for number, path in enumerate(paths)
+        }
+        for table in read_shards(rows):
+            check_cancelled(ctx)
+            census.add(table)
+            for place, part in _parts(table, seed, count):
+                if place[0] not in SPLITS:
+                    todo = "run `python -m pipeline prompts CONFIG --force` and the stages after it"
+                    raise CorruptArtefact(f"a row of the split {place[0]!r} got here", where=str(rows), todo=todo)
+                writers[place].write_table(part.select(schema.names).cast(schema))
+            ctx.progress.advance(table.num_rows)
+    return files
+
+
+def _parts(table: pa.Table, seed: int, count: int) -> Iterator[tuple[tuple[str, int], pa.Table]]:
+    """The rows of a table by split and partition, with their order key."""
+    keys = [order_key(seed, row_id) for row_id in table["row_id"].to_pylist()]
+    places: dict[tuple[str, int], list[int]] = {}
+    for row, (split, key) in enumerate(zip(table["split"].to_pylist(), keys, strict=True)):
+        number = int.from_bytes(key[:8], "big") * count >> 64
+        places.setdefault((split, number), []).append(row)
+    keyed = table.append_column(_ORDER, pa.array(keys, _ORDER.type))
+    for place, at in places.items():
+        yield place, keyed.take(at)
+
+
+def _write_split(
+    split: str, partitions: list[Path], cfg: DatasetConfig, schema: pa.Schema, folder: Path, ctx: Context
+) -> Written:
+    """Sort the partitions of one split into its shards, and name the shards after their number."""
+    with ShardWriter(folder, schema, shard_rows=cfg.shard_rows, stem=split) as writer:
+        for path in partitions:
+            check_cancelled(ctx)
+            with pa.ipc.open_file(str(path)) as reader:
+                table = reader.read_all()
+            # Rows with equal ids (an artefact made by hand could hold some) stay in the order they came in.
+            table = table.sort_by("order").select(schema.names).cast(schema).combine_chunks()
+            writer.write(table)
+            ctx.progress.advance(table.num_rows)
+    written = writer.written()
+    for number, path in enumerate(written.files):
+        path.rename(folder / f"{split}-{number:05d}-of-{len(written.files):05d}.parquet")
+    return written

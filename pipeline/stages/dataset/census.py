@@ -1,0 +1,125 @@
+"""What the rows of a data set say about themselves: counts, licences, teachers."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.errors import CorruptArtefact
+from pipeline.core.stage import Json
+from pipeline.text.licenses import UNKNOWN
+
+
+@dataclass(slots=True)
+class Census:
+    """Facts gathered row by row, each independent of the order of the rows.
+
+    Attributes:
+        splits, sets, tasks: rows by split, prompt set and task.
+        teachers: rows by teacher.
+        license_sets: rows by (teacher, prompt sets it is in, licences).
+        reasoning_in: the message columns in which some row has reasoning.
+        completion_tokens: sum over the rows that have a count.
+        verified: rows by verdict ("right", "not_compared").
+    """
+
+    splits: Counter[str] = field(default_factory=Counter)
+    sets: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
+    teachers: Counter[str] = field(default_factory=Counter)
+    license_sets: Counter[tuple[str, tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
+    reasoning_in: set[str] = field(default_factory=set)
+    completion_tokens: int = 0
+    verified: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return self.splits.total()
+
+    @property
+    def licenses(self) -> set[str]:
+        """Every licence that some row is under."""
+        return {name for _, _, names in self.license_sets for name in names}
+
+    def add(self, table: pa.Table) -> None:
+        """Count the rows of a table of `RECORD_SCHEMA`."""
+        self.splits.update(table["split"].to_pylist())
+        self.tasks.update(task for task in table["task"].to_pylist() if task is not None)
+        names = ("prompt_set", "also_in", "teacher", "license_set")
+        for prompt_set, also_in, teacher, licenses in zip(*(table[name].to_pylist() for name in names), strict=True):
+            self.sets[prompt_set] += 1
+            self.teachers[teacher] += 1
+            self.license_sets[teacher, (prompt_set, *also_in), tuple(licenses)] += 1
+        for name in ("prompt", "completion"):
+            if name not in self.reasoning_in and _has_reasoning(table[name]):
+                self.reasoning_in.add(name)
+        self.completion_tokens += pc.sum(table["completion_tokens"]).as_py() or 0
+        self.verified += pc.sum(table["verified"]).as_py() or 0
+
+    def sources(self, prompt_sources: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
+        """Prompt sets and teachers with their licences; "unknown" where nobody said.
+
+        Args:
+            prompt_sources: `sources.json` of the stage `prompts`.
+        """
+        sets: dict[str, Json] = {}
+        for name, facts in sorted(prompt_sources.items()):
+            told = {key: facts.get(key, UNKNOWN) for key in ("source", "revision", "license", "description")}
+            sets[name] = {**told, "rows": self.sets[name]}
+        by_set = {name: str(facts.get("license", UNKNOWN)) for name, facts in prompt_sources.items()}
+        teachers: dict[str, Json] = {
+            name: {"licenses": cast(list[Json], self._teacher_licenses(name, by_set)), "rows": rows}
+            for name, rows in sorted(self.teachers.items())
+        }
+        return {"prompt_sets": sets, "teachers": teachers}
+
+    def _teacher_licenses(self, teacher: str, license_of: Mapping[str, str]) -> list[str]:
+        """The licences that all rows of a teacher share and that do not come from their prompts.
+
+        When prompts and teacher are under the same licence nothing is left after taking the prompts' away, and the
+        shared licences themselves are the answer.
+        """
+        of_rows = [(sets, set(names)) for (who, sets, names) in self.license_sets if who == teacher]
+        shared = set.intersection(*(names for _, names in of_rows))
+        from_prompts = {license_of.get(name, UNKNOWN) for sets, _ in of_rows for name in sets}
+        return sorted(shared - from_prompts or shared) or [UNKNOWN]
+
+    def metrics(self, sources: dict[str, Json]) -> dict[str, Json]:
+        """The facts for the manifest."""
+        return {
+            "sources": sources,
+            "licenses": cast(list[Json], sorted(self.licenses)),
+            "splits": _counts(self.splits),
+            "tasks": _counts(self.tasks),
+            "completion_tokens": self.completion_tokens,
+            "verified": self.verified,
+        }
+
+
+def _counts(counter: Counter[str]) -> dict[str, Json]:
+    return {name: counter[name] for name in sorted(counter)}
+
+
+def _has_reasoning(column: pa.ChunkedArray) -> bool:
+    reasoning = (pc.struct_field(chunk.flatten(), "reasoning_content") for chunk in column.chunks)
+    return any(values.null_count < len(values) for values in reasoning)
+
+
+def read_sources(prompts: Path) -> dict[str, dict[str, Json]]:
+    """`sources.json` of the stage `prompts`.
+
+    Raises:
+        CorruptArtefact: it is missing or no JSON object.
+    """
+    path = prompts / "sources.json"
+    try:
+        return cast(dict[str, dict[str, Json]], dict(json.loads(path.read_text("utf-8"))))
+    except (OSError, ValueError, TypeError) as error:
+        todo = "run `python -m pipeline verify CONFIG`, then run again: it will be rebuilt"
+        raise CorruptArtefact(f"unreadable: {error}", where=str(path), todo=todo) from error

@@ -1,0 +1,190 @@
+"""From a source's row to a prompt: template, messages, id, answer, group, split. Lone surrogates become U+FFFD."""
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipeline.core.config import PromptsConfig, PromptSet
+from pipeline.core.errors import UsageError, boundary
+from pipeline.core.lineage import digest_json
+from pipeline.core.record import Message, Prompt
+from pipeline.stages.prompts.sources import SourceRow
+from pipeline.text.normalise import normalise, replace_surrogates
+from pipeline.text.split import split_of
+
+ROLES: Final = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """Turns the rows of one prompt set into prompts.
+
+    Attributes:
+        name: of the set.
+        prompt_set: its config.
+        shares: the config of the stage, for the shares of the splits.
+        template: the compiled template, or None.
+        license: of the set's rows.
+    """
+
+    name: str
+    prompt_set: PromptSet
+    shares: PromptsConfig
+    template: Template | None
+    license: str
+
+    def render(self, row: SourceRow) -> Prompt:
+        """The row's prompt.
+
+        Raises:
+            UsageError: a column is missing or holds something else than the config says.
+        """
+        columns = self.prompt_set.columns
+        messages = self._messages(row)
+        answer, task, group = (_optional_text(row, name) for name in (columns.answer, columns.task, columns.group_id))
+        if group is None:
+            group = hashlib.sha256(conversation_text(messages).encode()).hexdigest()[:32]
+        return Prompt(
+            prompt_set=self.name,
+            prompt_id=_text_id(messages) if columns.id is None else _id(row, columns.id),
+            split=split_of(group, validation=self.shares.validation, test=self.shares.test),
+            group_id=group,
+            task=task,
+            prompt=messages,
+            answer=answer,
+            license=self.license,
+        )
+
+    def _messages(self, row: SourceRow) -> tuple[Message, ...]:
+        if self.template is not None:
+            text = _render_template(self.prompt_set.template, self.template, row)
+            messages: tuple[Message, ...] = (Message("user", text),)
+        else:
+            name = self.prompt_set.columns.prompt
+            messages = _messages_of(_column(row, name), f"{row.place}, column {name!r}")
+        if self.prompt_set.system is None:
+            return messages
+        if messages[0].role == "system":
+            todo = "remove `system` from the config or the system messages from the rows"
+            raise UsageError("the row and the config both give a system message", where=row.place, todo=todo)
+        return (Message("system", replace_surrogates(self.prompt_set.system)), *messages)
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """What makes prompts the same for splitting: the normalised contents, without system messages (they are shared)."""
+    return "\n".join(normalise(message.content) for message in messages if message.role != "system")
+
+
+def is_blank(prompt: Prompt) -> bool:
+    """Whether its last message says nothing."""
+    return prompt.prompt[-1].content.strip() == ""
+
+
+# -------------------------------------------------------------------------------------------------- templates
+
+
+def load_template(path: Path) -> Template:
+    """Compile a template, in Jinja's sandbox: templates come with data sets and may be other people's.
+
+    Raises:
+        UsageError: the file is missing or not a template.
+    """
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, finalize=_refuse_null)
+    try:
+        return environment.from_string(path.read_text("utf-8-sig"))
+    except TemplateSyntaxError as error:
+        where = f"{path}:{error.lineno}"
+        raise UsageError(f"not a Jinja template: {error.message}", where=where, todo="correct this line") from error
+    except (OSError, UnicodeDecodeError) as error:
+        todo = "check the path; it is taken from the current folder"
+        raise UsageError(f"cannot read the template: {error}", where=str(path), todo=todo) from error
+
+
+def _refuse_null(value: Any) -> Any:
+    """Jinja would write a null as the word None."""
+    if value is None:
+        raise UndefinedError("a column without a value (null)")
+    return value
+
+
+def _render_template(path: Path | None, template: Template, row: SourceRow) -> str:
+    where = f"{path}, for {row.place}"
+    with boundary(UsageError, "the template failed", where=where, todo="correct the template or the row"):
+        return replace_surrogates(_fill(template, row, where))
+
+
+def _fill(template: Template, row: SourceRow, where: str) -> str:
+    try:
+        return template.render({str(name): value for name, value in row.values.items()})
+    except UndefinedError as error:
+        null = [str(name) for name, value in row.values.items() if value is None]
+        todo = f"the row's columns: {', '.join(map(str, row.values))}" + (f"; null: {', '.join(null)}" if null else "")
+        raise UsageError(f"the template uses what the row lacks: {error.message}", where=where, todo=todo) from error
+
+
+# -------------------------------------------------------------------------------------------------- columns
+
+
+def _column(row: SourceRow, name: str) -> Any:
+    if name not in row.values:
+        near = difflib.get_close_matches(name, map(str, row.values), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(map(str, row.values))}"
+        raise UsageError(f"no column {name!r}; {hint}", where=row.place, todo="set `columns` of this prompt set")
+    return row.values[name]
+
+
+def _id(row: SourceRow, name: str) -> str:
+    if name not in row.values:
+        todo = "set `columns.id` of this prompt set; `id: null` makes ids from the prompts' text"
+        raise UsageError(f"no column {name!r} for the prompt's id", where=row.place, todo=todo)
+    found = _optional_text(row, name)
+    if found is None:
+        raise UsageError("the prompt has no id", where=f"{row.place}, column {name!r}", todo="give it one")
+    return found
+
+
+def _text_id(messages: Sequence[Message]) -> str:
+    return digest_json([[message.role, message.content, message.reasoning_content] for message in messages])
+
+
+def _optional_text(row: SourceRow, name: str | None) -> str | None:
+    """A column as text; None where it is not configured, null or blank. Numbers are written as JSON writes them."""
+    if name is None:
+        return None
+    value = _column(row, name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if value is not None and not isinstance(value, str):
+        what = f"{type(value).__name__} where a text or a number is needed"
+        raise UsageError(what, where=f"{row.place}, column {name!r}", todo="name a text column in `columns`")
+    return None if value is None or value.strip() == "" else replace_surrogates(value)
+
+
+def _messages_of(value: Any, where: str) -> tuple[Message, ...]:
+    if value is None or isinstance(value, str):
+        return (Message("user", replace_surrogates(value or "")),)
+    if not isinstance(value, list) or not value:
+        what = f"{type(value).__name__} where a text or a list of messages is needed"
+        raise UsageError(what, where=where, todo="name the right column in `columns.prompt`, or use a `template`")
+    messages = tuple(_message(item, where) for item in value)
+    if messages[-1].role != "user":
+        todo = "leave out the answer: a prompt ends with what the teacher is to answer"
+        raise UsageError(f"the last message is the {messages[-1].role}'s", where=where, todo=todo)
+    return messages
+
+
+def _message(item: Any, where: str) -> Message:
+    given = {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else {}
+    if not {"role", "content"} <= set(given) <= {"role", "content", "reasoning_content"}:
+        keys = sorted(map(str, given)) if isinstance(item, dict) else type(item).__name__
+        raise UsageError(f"a message has {keys}", where=where, todo="a message is {role, content}")
+    if not all(isinstance(value, str) for value in given.values()) or given["role"] not in ROLES:
+        todo = f"roles are {', '.join(ROLES)}; contents are texts"
+        raise UsageError(f"a message of role {given['role']!r} is not understood", where=where, todo=todo)
+    return Message(**{key: replace_surrogates(value) for key, value in given.items()})

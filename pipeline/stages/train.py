@@ -1,0 +1,159 @@
+"""Stage `train`: the student is fine-tuned by a worker that Accelerate launches; this process loads no torch."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from pipeline.core.config import LoraTuning, TrainConfig, TrainStep
+from pipeline.core.errors import CorruptArtefact, UsageError, boundary
+from pipeline.core.lineage import DigestCache, path_digest
+from pipeline.core.record import count_rows
+from pipeline.core.stage import Context, Json, Result, check_cancelled
+from pipeline.student.arguments import schedule
+from pipeline.student.jobs import TrainJob, launch_id
+from pipeline.student.process import Files, Report, run_process
+from pipeline.student.worker import JOB, is_launched, run_job
+
+VERSION = 1
+
+WORKER: Final = "pipeline.student.worker"
+
+
+def input_files(cfg: TrainStep) -> dict[str, Path]:
+    """The student's folder."""
+    return {} if cfg.student.folder is None else {"student.model": cfg.student.folder}
+
+
+def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
+    """Write `model/`, `loss.json` and `rejects/` (ids and reason of the rows that were not trained).
+
+    Where a launcher with several processes started us, this process is the first of them and trains itself, and the
+    others call `worker.follow`; else the worker is launched. Either way the rows of the training split are counted.
+
+    Raises:
+        UsageError: config, model or rows are not fit for training, or training diverged.
+        Incomplete: the worker failed.
+        Interrupted: a signal asked us to stop.
+    """
+    train = cfg.train
+    _refuse_lm_head(train)
+    data = inputs["dataset"] / "data"
+    rows = count_rows(data.glob("train-*.parquet"))
+    if rows == 0:
+        todo = "run `python -m pipeline verify CONFIG`, then run again"
+        raise CorruptArtefact("the data set has no training shard", where=str(data), todo=todo)
+    is_inside = is_launched()
+    world_size = int(os.environ["WORLD_SIZE"]) if is_inside else train.processes
+    schedule(train, steps=1, world_size=world_size)
+    job = TrainJob(train, cfg.student, data, out, ctx.workdir, world_size, launch_id())
+    progress = Progress(ctx)
+    ctx.progress.start(rows, "rows")
+    result = run_here(job, ctx, progress) if is_inside else launch(job, ctx, progress)
+    return _result(result, out, ctx)
+
+
+def launch(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:
+    """Let Accelerate start the worker's processes, and return what the first of them says of the training."""
+    path = ctx.workdir / JOB
+    job.write(path)
+    accelerate = read_accelerate(job.train.accelerate)
+    command = launch_command(job.train, accelerate, path)
+    env = {"ACCELERATE_USE_CPU": "true"} if accelerate.get("use_cpu", False) else {}
+    if job.student.folder is not None:
+        env["HF_HUB_OFFLINE"] = "1"
+    ctx.events.emit("worker_started", processes=job.world_size, log=Files(path).log.name)
+    run_process(command, path, ctx, progress.report, env)
+    found: dict[str, Any] = json.loads(Files(path).beside(".result.json").read_text("utf-8"))
+    return found
+
+
+def run_here(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:
+    """Train in this process, the first one of a launch, and let the others know by `worker.json` that they can."""
+    path = ctx.workdir / JOB
+
+    def report(line: Report) -> None:
+        check_cancelled(ctx)
+        progress.report(line)
+
+    job.write(path)
+    try:
+        return {**run_job(job, report)}
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def read_accelerate(path: Path) -> dict[str, Any]:
+    """Accelerate's config file.
+
+    Raises:
+        UsageError: it is missing or no YAML mapping.
+    """
+    todo = "give a file that `accelerate config` wrote, or one of configs/accelerate/"
+    with boundary(UsageError, "Accelerate's config cannot be read", where=f"train.accelerate: {path}", todo=todo):
+        value = yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(value, dict):
+        raise UsageError("Accelerate's config is no mapping", where=f"train.accelerate: {path}", todo=todo)
+    return value
+
+
+def launch_command(cfg: TrainConfig, accelerate: Mapping[str, Any], job: Path) -> list[str]:
+    """The command that starts exactly `cfg.processes` workers.
+
+    A config for one device starts one process whatever number is asked (`--cpu` likewise), so more than one need
+    `--multi_gpu`, on a CPU too: there it means one process each and gloo between them.
+    """
+    flags = ["--config_file", str(cfg.accelerate), "--num_processes", str(cfg.processes)]
+    if cfg.processes > 1:
+        flags += ["--main_process_port", "0"]
+        if accelerate.get("distributed_type", "NO") == "NO":
+            flags += ["--multi_gpu"]
+    flags += ["--mixed_precision", "bf16" if cfg.precision == "bfloat16" else "no", "--dynamo_backend", "no"]
+    if cfg.threads is not None:
+        flags += ["--num_cpu_threads_per_process", str(cfg.threads)]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", WORKER, str(job)]
+
+
+def _refuse_lm_head(cfg: TrainConfig) -> None:
+    if isinstance(cfg.tuning, LoraTuning):
+        targets = cfg.tuning.target_modules
+        if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+            what = "lm_head cannot have an adapter: the loss reads its weight directly, so it would never be trained"
+            raise UsageError(what, where="train.tuning.target_modules", todo="leave it out")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Turns the worker's reports into progress (steps and tokens) and events (points of the loss curve)."""
+
+    ctx: Context
+    step: int = 0
+    tokens: int = 0
+
+    def report(self, line: Report) -> None:
+        """Take one report: {steps, rejected}, {step, tokens} or {point}."""
+        match line:
+            case {"steps": int(steps), "rejected": int(rejected)}:
+                self.ctx.progress.start(steps, "steps")
+                self.ctx.progress.advance(0, rejected=rejected)
+            case {"step": int(step), "tokens": int(tokens)}:
+                self.ctx.progress.advance(step - self.step, tokens=tokens - self.tokens)
+                self.step, self.tokens = step, tokens
+            case {"point": dict(point)}:
+                self.ctx.events.emit("train_point", **point)
+            case _:
+                raise ValueError(f"a report that nobody knows: {sorted(line)}")
+
+
+def _result(found: Mapping[str, Any], out: Path, ctx: Context) -> Result:
+    cache = DigestCache(ctx.workdir / "digests.json")
+    rejected: dict[str, int] = found["rejected"]
+    metrics: dict[str, Json] = found["metrics"]
+    rows_in = found["rows_in"]
+    content = path_digest(out / "model", cache)
+    return Result(rows_in, rows_in - sum(rejected.values()), rejected, content, metrics)

@@ -1,0 +1,308 @@
+"""TRL's trainer with our rows: builds the model, trains it, watches the loss, saves a plain model folder."""
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from pipeline.core.config import LoraTuning
+from pipeline.core.errors import UsageError, boundary
+from pipeline.core.stage import Json
+from pipeline.student.arguments import Schedule, sft_arguments
+from pipeline.student.jobs import TrainJob
+from pipeline.student.order import Indices, epoch_ends
+from pipeline.student.process import Report
+from pipeline.student.shards import Tokens, train_file, validation_file
+from pipeline.student.tokenise import load_tokenizer
+
+REPORT_S: Final = 0.5
+"""Seconds between two reports of progress, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What is trained in which order.
+
+    Attributes:
+        plan: see `Schedule`.
+        order: index of the row at each place; whole batches.
+        rows: rows of the data set, so that `step * batch_size / rows` is the epoch.
+        step_tokens: tokens of each step's rows.
+    """
+
+    plan: Schedule
+    order: Indices
+    rows: int
+    step_tokens: Indices
+
+
+@dataclass(slots=True)
+class Curve(TrainerCallback):
+    """Collects the loss curve, reports progress and stops on a loss that is no number.
+
+    Attributes:
+        points: {step, epoch, loss, grad_norm, learning_rate}, and {step, epoch, eval_loss} at the end of each epoch.
+    """
+
+    job: TrainJob
+    course: Course
+    report: Callable[[Report], None]
+    evaluates: bool
+    points: list[dict[str, float]] = field(default_factory=list)
+    ends: set[int] = field(default_factory=set)
+    reported_at: float = 0.0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for a point at the last step and an evaluation at the end of an epoch; report progress."""
+        step, steps = state.global_step, self.course.plan.steps
+        control.should_log = control.should_log or step == steps
+        control.should_evaluate = self.evaluates and step in self.ends
+        if state.is_world_process_zero and (step == steps or time.monotonic() - self.reported_at >= REPORT_S):
+            self.reported_at = time.monotonic()
+            self.report({"step": step, "tokens": int(self.course.step_tokens[:step].sum())})
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Take the wish back, or the trainer's own end of an epoch would evaluate once more."""
+        control.should_evaluate = False
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keep the point.
+
+        Raises:
+            UsageError: loss or gradient norm is infinite or no number.
+        """
+        logs = {} if logs is None else logs
+        names = ("loss", "grad_norm", "learning_rate") if "loss" in logs else ("eval_loss",)
+        point = {name: float(logs[name]) for name in names if name in logs}
+        if not point:
+            return
+        step = state.global_step
+        bad = {name: value for name, value in point.items() if not math.isfinite(value)}
+        if bad:
+            todo = "lower train.learning_rate, raise train.warmup_share, or train in float32"
+            raise UsageError(f"training diverged at step {step}: {bad}", where=str(self.job.student.model), todo=todo)
+        epoch = step * self.job.train.batch_size / self.course.rows
+        self.points.append({"step": step, "epoch": round(epoch, 6), **point})
+        if state.is_world_process_zero:
+            self.report({"point": {**self.points[-1]}})
+
+
+def use_cpu(environ: Mapping[str, str]) -> bool:
+    """Whether to train on the CPU: as Accelerate was told, or because there is nothing else."""
+    told = environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return told or not torch.accelerator.is_available()
+
+
+# ----------------------------------------------------------------------------------------------------------- model
+
+
+def load_base(job: TrainJob) -> Any:
+    """The base model in float32, whatever it is stored in: small updates would be lost in bfloat16 weights."""
+    todo = "give a model folder (or hub id and revision) that transformers loads as a causal language model"
+    with boundary(UsageError, "the student cannot be loaded", where=job.student.model, todo=todo):
+        return AutoModelForCausalLM.from_pretrained(
+            job.student.model, revision=job.student.revision, dtype=torch.float32, device_map=None
+        )
+
+
+def with_adapters(model: Any, tuning: LoraTuning) -> Any:
+    """The model with LoRA adapters.
+
+    Raises:
+        UsageError: the config names modules that the model has not, or that cannot be adapted.
+    """
+    if isinstance(tuning.target_modules, str):
+        targets: str | list[str] = tuning.target_modules
+    else:
+        targets = list(tuning.target_modules)
+    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.r,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=targets,
+        modules_to_save=list(tuning.modules_to_save) or None,
+        ensure_weight_tying=tied and bool(tuning.modules_to_save),
+        bias="none",
+        init_lora_weights=True,
+        use_rslora=False,
+        use_dora=False,
+    )
+    todo = 'name linear modules of the model in train.tuning.target_modules, or "all-linear"'
+    with boundary(UsageError, "no adapters for these modules", where="train.tuning", todo=todo):
+        adapted = get_peft_model(model, config)
+    if hasattr(adapted.get_output_embeddings(), "lora_A"):
+        raise lm_head_error()
+    return adapted
+
+
+def lm_head_error() -> UsageError:
+    """The error for adapters on the output layer."""
+    what = "lm_head cannot have an adapter: the loss reads its weight directly, so the adapter would never be trained"
+    return UsageError(what, where="train.tuning.target_modules", todo="leave it out, or name it in modules_to_save")
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """(all, trainable) parameters; tied ones count once."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def train(job: TrainJob, tokens: Tokens, course: Course, report: Callable[[Report], None]) -> dict[str, Json]:
+    """Train and, in the first process, write `model/` and `loss.json`; returns the stage's metrics.
+
+    Raises:
+        UsageError: the model cannot be loaded or trained as configured, or the loss diverged.
+    """
+    cpu = use_cpu(os.environ)
+    args = SFTConfig(**sft_arguments(job.train, course.plan, scratch=job.workdir / "trainer", use_cpu=cpu))
+    _require_world(job, args.world_size)
+    torch.manual_seed(job.train.seed)  # the adapters' initial values, before the trainer seeds for itself
+    model = load_base(job)
+    stored = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    base_parameters, _ = count_parameters(model)
+    if isinstance(job.train.tuning, LoraTuning):
+        model = with_adapters(model, job.train.tuning)
+    _, trainable = count_parameters(model)
+    curve = Curve(job, course, report, tokens.validation_rows > 0)
+    curve.ends = epoch_ends(course.rows, steps=course.plan.steps, batch_size=job.train.batch_size)
+    trainer = make_trainer(model, args, job, course, curve, tokens.validation_rows)
+    trainer.train()
+    save(trainer, job, tokens, stored)
+    if trainer.accelerator.is_main_process:
+        (job.out / "loss.json").write_text(json.dumps(curve.points, indent=1) + "\n", "utf-8")
+    return _metrics(job, tokens, course, curve, base_parameters, trainable)
+
+
+def make_trainer(
+    model: Any, args: SFTConfig, job: TrainJob, course: Course, curve: Curve, validation_rows: int
+) -> SFTTrainer:
+    """The trainer over the encoded rows in their order."""
+    rows = Dataset.from_file(str(train_file(job))).select(course.order)
+    validation = Dataset.from_file(str(validation_file(job))) if validation_rows > 0 else None
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=validation,
+        processing_class=load_tokenizer(job.student.model, job.student.revision),
+        callbacks=[curve],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _require_world(job: TrainJob, world_size: int) -> None:
+    if world_size != job.world_size:
+        what = f"{job.world_size} processes were asked for and {world_size} take part"
+        todo = "let train.processes and Accelerate's config agree (distributed_type, num_machines)"
+        raise UsageError(what, where=str(job.train.accelerate), todo=todo)
+
+
+def _metrics(
+    job: TrainJob, tokens: Tokens, course: Course, curve: Curve, parameters: int, trainable: int
+) -> dict[str, Json]:
+    losses = [point["loss"] for point in curve.points if "loss" in point]
+    measured = [point["eval_loss"] for point in curve.points if "eval_loss" in point]
+    checks: dict[str, Json] = {**tokens.checks}
+    return {
+        "steps": course.plan.steps,
+        "epochs": round(course.plan.steps * job.train.batch_size / course.rows, 6),
+        "rows_seen": len(course.order),
+        "tokens_seen": int(course.step_tokens.sum()),
+        "final_loss": losses[-1],
+        "eval_loss": measured[-1] if measured else None,
+        "validation_rows": tokens.validation_rows,
+        "parameters": parameters,
+        "trainable_parameters": trainable,
+        "world_size": job.world_size,
+        "checks": checks,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- saving
+
+
+def save(trainer: SFTTrainer, job: TrainJob, tokens: Tokens, stored: tuple[Any, Any]) -> None:
+    """Write `out/model`: adapters merged, in the number format the base is stored in, with tokenizer and template.
+
+    Called in all processes, since a sharded model is gathered by all; the first one writes.
+
+    Args:
+        stored: config and generation config of the base as it was loaded; training changes both.
+    """
+    model = _whole(trainer, job)
+    if not trainer.accelerator.is_main_process:
+        return
+    if isinstance(job.train.tuning, LoraTuning):
+        model = model.merge_and_unload()
+    config, generation = stored
+    folder = job.out / "model"
+    dtype = stored_dtype(config)
+    model = model.to(dtype)
+    model.tie_weights()
+    generation.eos_token_id = list(tokens.stops) if len(tokens.stops) > 1 else tokens.stops[0]
+    if generation.pad_token_id is None:
+        generation.pad_token_id = trainer.processing_class.pad_token_id
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    model.config, model.generation_config = config, generation
+    model.save_pretrained(folder)
+    load_tokenizer(job.student.model, job.student.revision).save_pretrained(folder)
+
+
+def stored_dtype(config: Any) -> torch.dtype:
+    """The number format of a checkpoint; float32 where its config says nothing."""
+    dtype = config.dtype
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _whole(trainer: SFTTrainer, job: TrainJob) -> Any:
+    """The trained model with all its weights; under FSDP gathered into a model of its own, in the first process."""
+    if not trainer.is_fsdp_enabled:
+        return trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.accelerator.is_main_process:
+        return None
+    model = load_base(job)
+    if isinstance(job.train.tuning, LoraTuning):
+        model = with_adapters(model, job.train.tuning)
+    model.load_state_dict(state)
+    return model
+

@@ -1,0 +1,107 @@
+"""What `accelerate launch -m pipeline.student.worker worker.json` starts in every process of a training.
+
+Nothing heavy is imported before it is needed: a process that only waits for the first one is light.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from pipeline.core.stage import Json
+from pipeline.student.arguments import schedule
+from pipeline.student.jobs import TrainJob, launch_id
+from pipeline.student.order import count_steps, training_order
+from pipeline.student.process import QUIET, Files, Report, Reporter, run_as_worker, write_json
+from pipeline.student.tokenise import read_json
+
+JOB: Final = "worker.json"
+WAIT_S: Final = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+def main(path: Path) -> None:
+    """Train as `worker.json` says; the first process writes `worker.result.json` when all is saved."""
+    job = replace(TrainJob.read(path), launch=launch_id())
+    result = run_job(job, Reporter(Files(path).reports))
+    if is_first_process():
+        write_json(Files(path).beside(".result.json"), result)
+
+
+def run_job(job: TrainJob, report: Callable[[Report], None]) -> dict[str, Json]:
+    """Encode, check, train and save; returns the stage's metrics and counts (alike in all processes).
+
+    The first process encodes; the others wait for that before any process group exists.
+
+    Raises:
+        UsageError: the rows, the model or the config are not fit for training.
+    """
+    from pipeline.student.shards import await_tokens, lengths_of, train_file
+
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    cfg = job.train
+    schedule(cfg, steps=1, world_size=job.world_size)  # refuses a batch that cannot be divided, before any work
+    tokens = await_tokens(job, is_first=is_first_process())
+    lengths, _ = lengths_of(train_file(job))
+    steps = count_steps(len(lengths), epochs=cfg.epochs, batch_size=cfg.batch_size, max_steps=cfg.max_steps)
+    order = training_order(
+        lengths, steps=steps, batch_size=cfg.batch_size, seed=cfg.seed, group_by_length=cfg.group_by_length
+    )
+    if is_first_process():
+        report({"steps": steps, "rejected": sum(tokens.rejected.values())})
+
+    import torch
+
+    from pipeline.student.trainer import Course, train
+
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    course = Course(
+        plan=schedule(cfg, steps=steps, world_size=job.world_size),
+        order=order,
+        rows=len(lengths),
+        step_tokens=lengths[order].reshape(steps, cfg.batch_size).sum(axis=1),
+    )
+    metrics = train(job, tokens, course, report)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    rejected: dict[str, Json] = {**tokens.rejected}
+    return {"metrics": metrics, "rows_in": tokens.rows_in, "rejected": rejected}
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_launched() -> bool:
+    """Whether a launcher with several processes started this one (`accelerate launch -m pipeline train …`)."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+def follow(workdir: Path, is_done: Callable[[], bool]) -> None:
+    """Take part in a training that the first process leads: every other process of a launch calls this.
+
+    Waits until the first process has written this launch's `worker.json` into `workdir`, then trains with it. Returns
+    at once when there is nothing to train.
+
+    Args:
+        workdir: the work folder of the train step's key; the same for all processes, on a folder they share.
+        is_done: whether the step has its artefact already, so that the first process will not train.
+    """
+    path = workdir / JOB
+    while not is_done():
+        if path.is_file() and read_json(path)["launch"] == launch_id():
+            run_job(TrainJob.read(path), lambda report: None)
+            return
+        time.sleep(WAIT_S)
+
+
+if __name__ == "__main__":
+    run_as_worker(main, sys.argv)

@@ -1,0 +1,345 @@
+"""One request to a teacher, tried until it is settled. Retries are ours: no library repeats a request on its own."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from pipeline.core.config_teacher import Retry, Sampling
+from pipeline.core.errors import Incomplete, PipelineError, UsageError
+from pipeline.teacher.endpoint import Endpoint
+from pipeline.teacher.recorder import Recorder, now_ms
+from pipeline.teacher.request import Request
+from pipeline.teacher.segment import Stored
+from pipeline.teacher.verdict import BAD_PAYLOAD, Abort, Action, Verdict, judge, judge_transport, snippet
+from pipeline.teacher.wire import WIRE, request_body
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""Longer responses are not read to their end: the row is rejected as `oversize`."""
+STRIKES = 3
+"""Completions without content after which a row is rejected."""
+REFUSALS_IN_A_ROW = 20
+"""Refused requests, before any answer, that show a wrong config."""
+CONNECT_TIMEOUT_S = 30.0
+RESTART_POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A complete response; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How a request ended for this run.
+
+    Attributes:
+        rejected: the reason, if the row is refused.
+        gave_up: class of the last failure, if it stays pending.
+        tokens: completion tokens of an answer.
+    """
+
+    rejected: str | None = None
+    gave_up: str | None = None
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class Tries:
+    """What one request went through so far.
+
+    Attributes:
+        answered_before: how many requests had been answered when this one first failed.
+        first_failure: monotonic time.
+        asked_to_wait: seconds that do not count against the time budget.
+    """
+
+    answered_before: int = 0
+    failures: int = 0
+    strikes: int = 0
+    first_failure: float | None = None
+    asked_to_wait: float = 0.0
+
+
+@dataclass(slots=True)
+class Client:
+    """Sends requests to endpoints and stores what comes back before anybody reads it.
+
+    Attributes:
+        session: see `open_session`.
+        endpoints: where to send; the least loaded gets the next request.
+        teacher: identity of the teacher, stored with each answer.
+        sampling, retry: from the config.
+        proven: whether this teacher has answered anything yet, in this run or before.
+        retries: class of failure -> how often something was tried again.
+        in_flight: tasks whose request has left and is not stored yet.
+        draining: no request may leave any more.
+    """
+
+    session: aiohttp.ClientSession
+    endpoints: Sequence[Endpoint]
+    recorder: Recorder
+    teacher: str
+    sampling: Sampling
+    retry: Retry
+    proven: bool = False
+    retries: Counter[str] = field(default_factory=Counter)
+    in_flight: set[asyncio.Task[None]] = field(default_factory=set)
+    draining: bool = False
+    _held: list[Stored] = field(default_factory=list)
+    _answered: int = 0
+
+    async def settle(self, request: Request) -> Settled:
+        """Ask until there is an answer, a refusal, or no time left.
+
+        Raises:
+            UsageError, Incomplete: every further request would fail in the same way.
+        """
+        tries = Tries()
+        while True:
+            endpoint = await self._pick(tries)
+            async with endpoint.limit.slot() as window:
+                if self.draining:
+                    return Settled(gave_up="stopped")
+                with self._noting_flight():
+                    raw, verdict, attempt = await self._attempt(endpoint, request)
+                    self._adapt(endpoint, window, verdict)
+                    settled = await self._conclude(endpoint, request, raw, verdict, attempt, tries)
+            if settled is not None:
+                return settled
+            wait = self._time_to_wait(endpoint, tries, verdict)
+            if wait is None:
+                return await self._give_up(endpoint, request, raw, verdict, tries)
+            self.retries[verdict.reason] += 1
+            await asyncio.sleep(wait)  # no slot is held meanwhile
+
+    def check_refusals(self) -> None:
+        """Call it when nothing is left to ask.
+
+        Raises:
+            UsageError: every request was refused, so it is the config that is refused and not the rows.
+        """
+        if self._held:
+            raise refused_error(self.endpoints[0], len(self._held), snippet(self._held[0].body))
+
+    def silent_s(self) -> float:
+        """Seconds for which no endpoint has answered although asked; 0 while any does, or all are restarting."""
+        return min((endpoint.limit.silent_s for endpoint in self.endpoints if endpoint.up), default=0.0)
+
+    async def _pick(self, tries: Tries) -> Endpoint:
+        """The least loaded endpoint; waits while all of them are being restarted, which costs no budget."""
+        while not (up := [endpoint for endpoint in self.endpoints if endpoint.up]):
+            await asyncio.sleep(RESTART_POLL_S)
+            tries.asked_to_wait += RESTART_POLL_S
+        return up[0] if len(up) == 1 else min(up, key=lambda endpoint: endpoint.limit.load)
+
+    async def _attempt(self, endpoint: Endpoint, request: Request) -> tuple[Raw | None, Verdict, int]:
+        key = endpoint.read_key()
+        attempt = await self.recorder.intend(bytes.fromhex(request.key), self.sampling.max_tokens)
+        body = request_body(endpoint.model, request.messages, self.sampling)
+        try:
+            raw = await send(self.session, endpoint.url, key, body, self.retry.timeout_s)
+        except TimeoutError:
+            return None, judge_transport("timeout", f"no answer within {self.retry.timeout_s:g} s"), attempt
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError) as error:
+            return None, judge_transport("cut_body", type(error).__name__), attempt
+        except (aiohttp.ClientError, OSError) as error:
+            return None, judge_transport("connection", f"{type(error).__name__}: {error}"), attempt
+        if raw is None:
+            return None, Verdict(Action.REJECT, "oversize"), attempt
+        return raw, judge(raw.status, raw.headers, raw.body), attempt
+
+    def _adapt(self, endpoint: Endpoint, window: int, verdict: Verdict) -> None:
+        """Let the outcome change how much this endpoint gets."""
+        if verdict.action in (Action.ANSWER, Action.REJECT):
+            endpoint.limit.succeeded()
+            self._answered += 1
+        elif verdict.overload:
+            endpoint.limit.overloaded(window)
+        else:
+            endpoint.limit.failed()
+        if verdict.retry_after is not None:
+            endpoint.limit.pause(min(verdict.retry_after, self.retry.budget_s))  # for all rows, not only this one
+
+    async def _conclude(
+        self, endpoint: Endpoint, request: Request, raw: Raw | None, verdict: Verdict, attempt: int, tries: Tries
+    ) -> Settled | None:
+        """Store what ends a request; None if it is to be tried again."""
+        match verdict.action:
+            case Action.ANSWER:
+                await self.recorder.settle(attempt, "answer", self._stored(endpoint, request, raw, None))
+                await self._believe_refusals()
+                return Settled(tokens=0 if verdict.reply is None else verdict.reply.completion_tokens or 0)
+            case Action.REJECT:
+                explicit = verdict.reason if raw is None else None
+                await self._refuse(attempt, self._stored(endpoint, request, raw, explicit), verdict, endpoint)
+                log.warning("%s refused: %s %s", request.prompt_id, verdict.reason, verdict.detail)
+                return Settled(rejected=verdict.reason)
+            case Action.ABORT:
+                await self.recorder.settle(attempt, "abort")
+                raise abort_error(endpoint, verdict)
+            case Action.STRIKE if tries.strikes + 1 >= STRIKES:
+                stored = self._stored(endpoint, request, raw, verdict.reason)
+                await self.recorder.settle(attempt, "reject", stored)
+                log.warning("%s has no usable answer: %s %s", request.prompt_id, verdict.reason, verdict.detail)
+                return Settled(rejected=verdict.reason)
+            case _:
+                tries.strikes += verdict.action is Action.STRIKE
+                await self.recorder.settle(attempt, f"retry:{verdict.reason}")
+                return None
+
+    async def _refuse(self, attempt: int, stored: Stored, verdict: Verdict, endpoint: Endpoint) -> None:
+        """Store a refused row. `bad_request` is held back until the teacher has answered anything at all: before that
+        the fault may be the config's, and a stored refusal would outlive its correction."""
+        if verdict.reason != "bad_request" or self.proven:
+            await self.recorder.settle(attempt, "reject", stored)
+            return
+        self._held.append(stored)
+        await self.recorder.settle(attempt, "reject")
+        if len(self._held) >= REFUSALS_IN_A_ROW:
+            raise refused_error(endpoint, len(self._held), verdict.detail)
+
+    async def _believe_refusals(self) -> None:
+        self.proven = True
+        while self._held:
+            await self.recorder.keep(self._held.pop())
+
+    @contextmanager
+    def _noting_flight(self) -> Iterator[None]:
+        """While the request of this task is out; such tasks are waited for when everything else stops."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.in_flight.add(task)
+        try:
+            yield
+        finally:
+            self.in_flight.discard(task)
+
+    async def _give_up(
+        self, endpoint: Endpoint, request: Request, raw: Raw | None, verdict: Verdict, tries: Tries
+    ) -> Settled:
+        """The time budget is used up: the row stays pending, unless others were answered while it got nonsense."""
+        if verdict.reason != BAD_PAYLOAD or self._answered == tries.answered_before:
+            return Settled(gave_up=verdict.reason)
+        await self.recorder.keep(self._stored(endpoint, request, raw, BAD_PAYLOAD))
+        log.warning("%s has no usable answer: %s", request.prompt_id, verdict.detail)
+        return Settled(rejected=BAD_PAYLOAD)
+
+    def _time_to_wait(self, endpoint: Endpoint, tries: Tries, verdict: Verdict) -> float | None:
+        """Seconds until the next try (what the server asked for, plus full jitter), None when the budget is used up.
+
+        Waits that the server asked for do not count against the row's budget.
+
+        Raises:
+            Incomplete: the server asks for a longer wait than the whole budget.
+        """
+        now = time.monotonic()
+        if tries.first_failure is None:
+            tries.first_failure, tries.answered_before = now, self._answered
+        asked = 0.0 if verdict.retry_after is None else verdict.retry_after
+        if asked > self.retry.budget_s:
+            what = f"the API asks us to wait {asked:.0f} s ({verdict.reason}), longer than `retry.budget_s`"
+            raise Incomplete(what, where=endpoint.host, todo="run again later; answers received so far are kept")
+        tries.asked_to_wait += asked
+        bound = min(self.retry.max_wait_s, self.retry.first_wait_s * 2 ** min(tries.failures, 30))
+        wait = asked + random.uniform(0, bound)
+        tries.failures += 1
+        return None if now + wait - tries.first_failure - tries.asked_to_wait > self.retry.budget_s else wait
+
+    def _stored(self, endpoint: Endpoint, request: Request, raw: Raw | None, rejected: str | None) -> Stored:
+        return Stored(
+            key=bytes.fromhex(request.key),
+            cap=self.sampling.max_tokens,
+            stored_ms=now_ms(),
+            teacher=self.teacher,
+            model=endpoint.model,
+            engine=endpoint.engine,
+            wire=WIRE,
+            status=0 if raw is None else raw.status,
+            rejected=rejected,
+            body=b"" if raw is None else raw.body,
+        )
+
+
+def open_session() -> aiohttp.ClientSession:
+    """A session for one run: kept connections, verified certificates, no cookies, no proxies from the environment."""
+    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "pipeline"},
+        trust_env=False,
+    )
+
+
+async def send(session: aiohttp.ClientSession, url: str, key: str | None, body: bytes, timeout_s: float) -> Raw | None:
+    """POST one body and read the whole response; None if that is longer than `MAX_BODY_BYTES`.
+
+    The key goes into the Authorization header of this one request, and is blotted out where the server repeats it.
+
+    Raises:
+        TimeoutError, aiohttp.ClientError, OSError: there is no complete response.
+    """
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+    async with session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False) as response:
+        content = await _read(response)
+        if content is None:
+            return None
+        if key is not None and key.encode() in content:
+            content = content.replace(key.encode(), b"***")
+        return Raw(response.status, {name.lower(): value for name, value in response.headers.items()}, content)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    declared = response.content_length
+    if declared is not None and "Content-Encoding" not in response.headers:
+        if declared > MAX_BODY_BYTES:
+            response.close()
+            return None
+        return await response.read()
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():  # decompressed sizes, so that a bomb ends here too
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            response.close()
+            return None
+    return b"".join(parts)
+
+
+def abort_error(endpoint: Endpoint, verdict: Verdict) -> PipelineError:
+    """What a person is told when everything stops. What the server said about a refused key is not repeated: it may
+    quote the key."""
+    assert verdict.abort is not None
+    what = f"{verdict.abort.value} ({verdict.reason})"
+    if verdict.abort is Abort.QUOTA:
+        return Incomplete(what, where=endpoint.host, todo="top up the account, then run again; answers are kept")
+    if verdict.abort is Abort.KEY:
+        if endpoint.key_variable is None:
+            todo = "give the teacher `api_key: ${env:NAME}` and set that environment variable"
+        else:
+            todo = f"check the value of the environment variable {endpoint.key_variable}"
+        return UsageError(what, where=endpoint.host, todo=todo)
+    if verdict.abort is Abort.MODEL:
+        what = f"{what}: {verdict.detail}"
+    return UsageError(what, where=endpoint.host, todo="check the teacher's `base_url` and `model`")
+
+
+def refused_error(endpoint: Endpoint, count: int, detail: str) -> UsageError:
+    """What a person is told when nothing was answered and everything was refused."""
+    what = f"the teacher refused all of the first {count} requests: {detail}"
+    return UsageError(what, where=endpoint.host, todo="correct the teacher's settings or `sampling`")

@@ -1,0 +1,61 @@
+"""Where requests go: a URL, the name its model has there, and the reference to its key."""
+
+import os
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pipeline.core.config_teacher import OpenAITeacher
+from pipeline.core.errors import UsageError
+from pipeline.teacher.limits import AdaptiveLimit
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One server that answers.
+
+    Attributes:
+        url: URL of the chat completions.
+        model: name of the model there.
+        engine: server and version, where known; recorded with each answer, part of no key.
+        key_variable: environment variable with the API key; None: no key is sent.
+        limit: how many requests it gets at a time.
+        up: False while the server is being restarted.
+    """
+
+    url: str
+    model: str
+    engine: str
+    key_variable: str | None
+    limit: AdaptiveLimit
+    up: bool = True
+
+    @property
+    def host(self) -> str:
+        """Host and port, for messages: a URL's path may hold account names."""
+        return urlsplit(self.url).netloc
+
+    def read_key(self) -> str | None:
+        """The API key, read now from the environment and kept nowhere.
+
+        Raises:
+            UsageError: the variable is not set.
+        """
+        if self.key_variable is None:
+            return None
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key:
+            what = f"the environment variable {self.key_variable} is not set"
+            raise UsageError(what, where=f"teachers.*.api_key (for {self.host})", todo=f"export {self.key_variable}=…")
+        return key
+
+
+def api_endpoint(teacher: OpenAITeacher) -> Endpoint:
+    """The endpoint of an API teacher."""
+    variable = None if teacher.api_key is None else teacher.api_key.removeprefix("${env:").removesuffix("}")
+    return Endpoint(
+        url=f"{teacher.base_url}/chat/completions",
+        model=teacher.model,
+        engine="",
+        key_variable=variable,
+        limit=AdaptiveLimit(teacher.concurrency),
+    )

@@ -1,0 +1,73 @@
+"""Group commit: what all requests of one event-loop tick want stored goes into one transaction."""
+
+import asyncio
+import time
+
+from pipeline.core.errors import PipelineError
+from pipeline.teacher.responses import ResponseStore
+from pipeline.teacher.segment import Attempt, Stored
+
+LARGEST_GROUP = 64
+"""Rows per transaction: about 2 ms in which the event loop stands still."""
+
+
+class Recorder:
+    """Asynchronous front of a `ResponseStore`; each method returns once its row is committed.
+
+    A failed write is raised to everybody whose row was in it.
+    """
+
+    def __init__(self, store: ResponseStore) -> None:
+        self._store = store
+        self._next_attempt = 1
+        self._committed: asyncio.Future[None] | None = None
+        self._intents: list[Attempt] = []
+        self._outcomes: list[tuple[int, str]] = []
+        self._answers: list[Stored] = []
+
+    async def intend(self, key: bytes, cap: int) -> int:
+        """Note that a request is about to leave; returns the attempt's number."""
+        attempt = Attempt(self._next_attempt, key, cap, now_ms())
+        self._next_attempt += 1
+        self._intents.append(attempt)
+        await self._commit()
+        return attempt.id
+
+    async def settle(self, attempt: int, outcome: str, answer: Stored | None = None) -> None:
+        """Note how an attempt ended, with the answer if there is one."""
+        self._outcomes.append((attempt, outcome))
+        if answer is not None:
+            self._answers.append(answer)
+        await self._commit()
+
+    async def keep(self, answer: Stored) -> None:
+        """Store an answer whose attempt was settled before."""
+        self._answers.append(answer)
+        await self._commit()
+
+    async def _commit(self) -> None:
+        if self._committed is None:
+            loop = asyncio.get_running_loop()
+            self._committed = loop.create_future()
+            loop.call_soon(self._write, self._committed)
+        committed = self._committed
+        if len(self._intents) + len(self._outcomes) + len(self._answers) >= LARGEST_GROUP:
+            self._write(committed)
+        await asyncio.shield(committed)
+
+    def _write(self, group: asyncio.Future[None]) -> None:
+        if group.done():
+            return  # the group was full before the tick ended
+        intents, outcomes, answers = self._intents, self._outcomes, self._answers
+        self._intents, self._outcomes, self._answers, self._committed = [], [], [], None
+        try:
+            self._store.put(answers, intents=intents, outcomes=outcomes)
+        except PipelineError as error:  # handed on to every waiter, not swallowed
+            group.set_exception(error)
+            return
+        group.set_result(None)
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000

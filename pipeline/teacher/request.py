@@ -1,0 +1,148 @@
+"""What is asked of a teacher, and the key under which its answer is kept for ever."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.config_base import LocalModel
+from pipeline.core.config_teacher import OpenAITeacher, ReplayTeacher, Sampling, Teacher, VllmTeacher
+from pipeline.core.errors import UsageError, boundary
+from pipeline.core.lineage import DigestCache, digest_json, path_digest
+from pipeline.core.record import Message, message_dict
+from pipeline.core.stage import Json
+
+SERVED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+"""What is fetched of a hub model: weights, configs, tokenizer, template. No pickles, no code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to be answered once.
+
+    Attributes:
+        key: see `request_key`; two prompts with equal messages share it, and are asked once.
+        prompt_set, prompt_id: where the prompt came from.
+        sample: index of this answer among the samples of its prompt, from 0.
+        messages: the conversation that ends with the user's turn.
+    """
+
+    key: str
+    prompt_set: str
+    prompt_id: str
+    sample: int
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whom we ask and how: the part of a request key that is one for a whole stage.
+
+    Attributes:
+        identity: 64 hex digits, see `teacher_identity`.
+        flags: what else shapes the teacher's output; see `output_flags`.
+        sampling: how tokens are drawn; its `max_tokens` is not part of any key.
+        draw: another number draws all answers anew.
+    """
+
+    identity: str
+    flags: dict[str, Json]
+    sampling: Sampling
+    draw: int
+
+    @classmethod
+    def of(cls, teacher: Teacher, sampling: Sampling, draw: int, cache: DigestCache) -> "Asked":
+        """Bind a teacher and its sampling; digests the teacher's weights if the cache does not know them.
+
+        Raises:
+            UsageError: the teacher's files cannot be read.
+        """
+        return cls(teacher_identity(teacher, cache), output_flags(teacher), sampling, draw)
+
+    def request(self, prompt_set: str, prompt_id: str, sample: int, messages: Sequence[Message]) -> Request:
+        """The request for one sample of a prompt."""
+        return Request(request_key(self, messages, sample), prompt_set, prompt_id, sample, tuple(messages))
+
+
+def request_key(asked: Asked, messages: Sequence[Message], sample: int) -> str:
+    """sha256 (64 hex digits) over everything that decides which answer this is.
+
+    Not in it: URL, port, engine version, max_tokens, logprobs, transport, and the ids of the prompt.
+    """
+    sampling = asked.sampling
+    return digest_json(
+        {
+            "messages": [{**message_dict(message)} for message in messages],
+            "tools": None,
+            "response_schema": None,
+            "teacher": asked.identity,
+            "flags": asked.flags,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "stop": list(sampling.stop),
+            "reasoning_effort": None,
+            "draw": asked.draw,
+            "sample": sample,
+        }
+    )
+
+
+def output_flags(teacher: Teacher) -> dict[str, Json]:
+    """Settings of the engine, beside the weights, that change what it answers."""
+    if not isinstance(teacher, VllmTeacher):
+        return {}
+    return {
+        "dtype": teacher.dtype,
+        "quantization": teacher.quantization,
+        "max_model_len": teacher.max_model_len,
+    }
+
+
+def teacher_identity(teacher: Teacher, cache: DigestCache) -> str:
+    """Who answers, as 64 hex digits: the bytes of weights we serve, else provider and model.
+
+    A hub model is fetched (or found in the local hub cache), so that it has the identity of a local copy of the same
+    files. Replayed completions are known by their origin and the bytes of their file.
+
+    Raises:
+        UsageError: the model's folder or the file is missing, or the hub cannot be reached.
+    """
+    if isinstance(teacher, OpenAITeacher):
+        return digest_json({"provider": teacher.provider, "model": teacher.model})
+    if isinstance(teacher, ReplayTeacher):
+        sha256 = cache.sha256(_existing(teacher.path, "teachers.*.path"))
+        cache.save()
+        return digest_json({"origin": teacher.origin, "file": sha256, "completion": teacher.completion})
+    folder = model_folder(teacher)
+    digest = path_digest(folder, cache) if teacher.folder is not None else _served_digest(folder, cache)
+    cache.save()
+    return digest
+
+
+def model_folder(model: LocalModel) -> Path:
+    """The folder with the model's files; a hub model is fetched into the hub's cache when it is not there yet.
+
+    Raises:
+        UsageError: the folder does not exist, or the hub has no such model or cannot be reached.
+    """
+    if model.folder is not None:
+        return _existing(model.folder, "teachers.*.model")
+    from huggingface_hub import snapshot_download  # not needed for local folders
+
+    what, todo = "the hub model cannot be fetched", "check the id, the revision and the network, or give a local folder"
+    with boundary(UsageError, what, where=f"{model.model}@{model.revision}", todo=todo):
+        return Path(snapshot_download(model.model, revision=model.revision, allow_patterns=list(SERVED_FILES)))
+
+
+def _served_digest(folder: Path, cache: DigestCache) -> str:
+    """`path_digest` over the files we fetch, whatever else another program put into the hub's cache."""
+    files = sorted({path for pattern in SERVED_FILES for path in folder.rglob(pattern)})
+    return digest_json({file.relative_to(folder).as_posix(): cache.sha256(file) for file in files})
+
+
+def _existing(path: Path, where: str) -> Path:
+    if not path.exists():
+        raise UsageError(f"no such file or folder: {path}", where=where, todo="correct the path in the config")
+    return path

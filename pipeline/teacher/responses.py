@@ -1,0 +1,272 @@
+"""The response store, `data/responses/`: every answer that was ever received, by request key. Nothing deletes from it.
+
+segments/   one SQLite file per writing process (segment.py), read by everybody
+answers/    folded segments: parquet sorted by key, named by the sha256 of the file
+attempts/   what was sent and how it ended, folded in the same way; an outcome of null is an unknown one
+
+Private: files are readable by their owner only. Not covered: merging many small folded files into one; segments on a
+network file system (WAL needs a local disk).
+"""
+
+import fcntl
+import hashlib
+import heapq
+import os
+import secrets
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.core.errors import CorruptArtefact, Incomplete, boundary
+from pipeline.teacher.segment import (
+    Attempt,
+    DeadSegment,
+    Segment,
+    Stored,
+    read_answers,
+    read_attempts,
+    segment_paths,
+)
+from pipeline.teacher.verdict import Action, judge
+from pipeline.teacher.wire import Reply
+
+GROUP_ROWS = 1024
+"""Rows per row group of a folded file: the least that is read to find one answer."""
+
+PROVIDER_SAYS_NO = frozenset({"content_filter", "refusal"})
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+ANSWER_SCHEMA = pa.schema(
+    [
+        ("key", pa.binary(32)),
+        ("cap", pa.int32()),
+        ("stored_ms", pa.int64()),
+        ("teacher", _NAMES),
+        ("model", _NAMES),
+        ("engine", _NAMES),
+        ("wire", _NAMES),
+        ("status", pa.int16()),
+        ("rejected", _NAMES),
+        ("body", pa.binary()),
+    ]
+)
+ATTEMPT_SCHEMA = pa.schema(
+    [
+        ("segment", _NAMES),
+        ("id", pa.int64()),
+        ("key", pa.binary(32)),
+        ("cap", pa.int32()),
+        ("sent_ms", pa.int64()),
+        ("outcome", _NAMES),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stored answer says: a reply, or the reason for which the row is refused. One of the two is None."""
+
+    reply: Reply | None
+    rejected: str | None
+
+
+def outcome_of(stored: Stored) -> Outcome | None:
+    """Parse a stored answer; None if it is no longer understood as one (then it is asked again)."""
+    if stored.rejected is not None:
+        return Outcome(None, stored.rejected)
+    verdict = judge(stored.status, {}, stored.body)
+    if verdict.action is Action.ANSWER:
+        return Outcome(verdict.reply, None)
+    return Outcome(None, verdict.reason) if verdict.action is Action.REJECT else None
+
+
+def is_hit(stored: Stored, outcome: Outcome, cap: int) -> bool:
+    """Whether a stored answer stands for a request with `max_tokens = cap`.
+
+    An answer does if it did not end on `length` or its cap was at least the one asked. A refused row does if the
+    provider will not speak of it, or if it was refused with this very cap: servers refuse caps that do not fit.
+    """
+    if outcome.reply is not None:
+        return outcome.reply.finish_reason != "length" or stored.cap >= cap
+    return outcome.rejected in PROVIDER_SAYS_NO or stored.cap == cap
+
+
+class ResponseStore:
+    """The doors to `data/responses`: `put` and `get_many`. A context manager; many processes may use one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._segments, self._answers, self._attempts = (
+            folder / "segments",
+            folder / "answers",
+            folder / "attempts",
+        )
+        self._segment: Segment | None = None
+        for path in (folder, self._segments, self._answers, self._attempts):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def __enter__(self) -> "ResponseStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def put(
+        self,
+        answers: Sequence[Stored] = (),
+        *,
+        intents: Sequence[Attempt] = (),
+        outcomes: Sequence[tuple[int, str]] = (),
+    ) -> None:
+        """Keep answers, attempts about to leave, and (attempt id, outcome) of those that ended, in one transaction.
+
+        When it returns, all of it survives `kill -9`.
+
+        Raises:
+            Incomplete: the disk is full or does not take writes.
+        """
+        todo = "free disk space or correct the permissions, then run again; answers received so far are kept"
+        with boundary(Incomplete, "an answer cannot be stored", where=str(self._segments), todo=todo):
+            if self._segment is None:
+                self._segment = Segment(self._segments)
+            self._segment.write(intents, outcomes, answers)
+
+    def get_many(self, wanted: Mapping[bytes, int]) -> dict[bytes, Outcome]:
+        """The hits among `wanted` (request key -> max_tokens asked); keys without one are absent.
+
+        Of several hits the one asked with this very cap wins, then the oldest, so that equal questions find equal
+        answers whatever lies beside them.
+
+        Raises:
+            CorruptArtefact: a folded file is damaged.
+        """
+        best: dict[bytes, tuple[tuple[bool, int, bytes], Outcome]] = {}
+        for stored in self._candidates(wanted):
+            outcome = outcome_of(stored)
+            cap = wanted[stored.key]
+            if outcome is None or not is_hit(stored, outcome, cap):
+                continue
+            rank = (stored.cap != cap, stored.stored_ms, stored.body)
+            if stored.key not in best or rank < best[stored.key][0]:
+                best[stored.key] = (rank, outcome)
+        return {key: outcome for key, (_, outcome) in best.items()}
+
+    def _candidates(self, wanted: Mapping[bytes, int]) -> Iterator[Stored]:
+        """Segments before folded files: what is folded in between is then found in the second place."""
+        keys = sorted(wanted)
+        if not keys:
+            return
+        for path in segment_paths(self._segments):
+            yield from read_answers(path, keys)
+        for path in sorted(self._answers.glob("*.parquet")):
+            yield from _find(path, keys)
+
+    def fold(self) -> int:
+        """Fold our own segment and those of dead processes into parquet and remove them; returns the answers folded."""
+        self.close()
+        self._remove_torn_files()
+        claimed = [DeadSegment.claim(path) for path in segment_paths(self._segments)]
+        segments = [segment for segment in claimed if segment is not None]
+        done = False
+        try:
+            paths = [segment.path for segment in segments]
+            answers = heapq.merge(*map(read_answers, paths), key=lambda stored: (stored.key, stored.stored_ms))
+            count = _write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, answers))
+            attempts = heapq.merge(*map(_attempt_rows, paths), key=lambda row: (row[2], row[0], row[1]))
+            _write_folded(self._attempts, ATTEMPT_SCHEMA, attempts)
+            done = True
+        finally:
+            for segment in segments:
+                segment.release(remove=done)
+        return count
+
+    def close(self) -> None:
+        """Close our segment; it is read by later runs and folded by one of them."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+    def _remove_torn_files(self) -> None:
+        """Half-written folded files of processes that died; their segments still hold the rows."""
+        for path in [*self._answers.glob(".*.tmp"), *self._attempts.glob(".*.tmp")]:
+            with path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                path.unlink(missing_ok=True)
+
+
+def _find(path: Path, keys: list[bytes]) -> Iterator[Stored]:
+    """The answers to `keys` (sorted) in one folded file; row groups that cannot hold any are not read."""
+    value_set = pa.array(keys, pa.binary(32))
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                if not _may_hold(file.metadata.row_group(group).column(0).statistics, keys):
+                    continue
+                mask = pc.is_in(file.read_row_group(group, columns=["key"])["key"], value_set=value_set)
+                if pc.any(mask).as_py():
+                    for row in file.read_row_group(group).filter(mask).to_pylist():
+                        yield Stored(**row)
+    except (OSError, pa.ArrowInvalid) as error:
+        todo = "move the file away and run again: what only it held is asked for again"
+        raise CorruptArtefact(f"a file of stored answers is damaged: {error}", where=str(path), todo=todo) from error
+
+
+def _may_hold(statistics: pq.Statistics | None, keys: list[bytes]) -> bool:
+    if statistics is None or not statistics.has_min_max:
+        return True
+    first = bisect_left(keys, statistics.min)
+    return first < len(keys) and keys[first] <= statistics.max
+
+
+def _write_folded(folder: Path, schema: pa.Schema, rows: Iterable[Sequence[object]]) -> int:
+    """Write sorted rows as `<sha256>.parquet` by fsync and rename; no rows write no file. Returns the row count."""
+    temporary = folder / f".{secrets.token_hex(8)}.tmp"
+    rows = iter(rows)
+    chunk = list(islice(rows, GROUP_ROWS))
+    if not chunk:
+        return 0
+    count = 0
+    with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as sink:
+        fcntl.flock(sink, fcntl.LOCK_EX)
+        with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+            while chunk:
+                columns = [
+                    pa.array(column, field.type) for column, field in zip(zip(*chunk, strict=True), schema, strict=True)
+                ]
+                writer.write_table(pa.table(columns, schema=schema))
+                count += len(chunk)
+                chunk = list(islice(rows, GROUP_ROWS))
+        sink.flush()
+        os.fsync(sink.fileno())
+        sink.seek(0)
+        digest = hashlib.file_digest(sink, "sha256").hexdigest()
+        temporary.replace(folder / f"{digest}.parquet")
+    _sync_folder(folder)
+    return count
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _answer_row(stored: Stored) -> tuple[object, ...]:
+    return tuple(getattr(stored, name) for name in ANSWER_SCHEMA.names)
+
+
+def _attempt_rows(path: Path) -> Iterator[tuple[object, ...]]:
+    for attempt in read_attempts(path):
+        yield (path.stem, attempt.id, attempt.key, attempt.cap, attempt.sent_ms, attempt.outcome)

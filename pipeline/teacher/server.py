@@ -1,0 +1,237 @@
+"""Local vLLM servers: started, watched, restarted, and gone when we are."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from pipeline.core.config_teacher import OpenAITeacher, VllmTeacher
+from pipeline.core.errors import Incomplete, UsageError
+from pipeline.core.stage import Context, check_cancelled
+from pipeline.teacher import watchdog
+from pipeline.teacher.endpoint import Endpoint, api_endpoint
+from pipeline.teacher.limits import AdaptiveLimit
+from pipeline.teacher.request import model_folder
+
+log = logging.getLogger(__name__)
+
+MODEL_NAME = "teacher"
+"""What the served model is called in requests; no path leaves this machine."""
+RESTARTS = 2
+POLL_S = 0.25
+LOG_LINES = 3
+
+
+@dataclass(slots=True)
+class Serving:
+    """Endpoints that answer, and the coroutine function that keeps them alive: it ends only by raising."""
+
+    endpoints: list[Endpoint]
+    supervise: Callable[[], Coroutine[Any, Any, None]]
+
+
+@dataclass(slots=True)
+class Server:
+    """One vLLM server behind its watchdog.
+
+    Attributes:
+        log: the server's output, appended to over restarts.
+        records: folder of the watchdogs' records.
+        endpoint: where it answers; its URL changes with a restart, since the port does.
+    """
+
+    teacher: VllmTeacher
+    log: Path
+    records: Path
+    endpoint: Endpoint
+    process: subprocess.Popen[bytes] | None = None
+    restarts: int = field(default=0)
+
+    def start(self) -> None:
+        """Start the server on a free port; it is not healthy yet."""
+        port = free_port()
+        self.endpoint.url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        record = self.records / f"{secrets.token_hex(8)}.json"
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", watchdog.__file__, str(record), *server_command(self.teacher, port)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a ctrl-C in the terminal is ours to handle
+                env=server_environment(self.teacher),
+            )
+
+    async def wait_until_healthy(self, session: aiohttp.ClientSession, ctx: Context) -> None:
+        """Poll the server's health.
+
+        Raises:
+            UsageError: it ended before it was healthy.
+            Incomplete: it did not become healthy in time.
+            Interrupted: a signal asked us to stop.
+        """
+        deadline = time.monotonic() + self.teacher.start_timeout_s
+        while not await _get_ok(session, self.url("/health")):
+            check_cancelled(ctx)
+            if self.exit_code() is not None:
+                todo = f"see {self.log}; then correct the teacher's settings"
+                raise UsageError(
+                    f"the vLLM server ended while starting: {self.last_lines()}", where=str(self.log), todo=todo
+                )
+            if time.monotonic() > deadline:
+                what = f"the vLLM server was not ready after {self.teacher.start_timeout_s:g} s: {self.last_lines()}"
+                raise Incomplete(
+                    what, where=str(self.log), todo="raise the teacher's `start_timeout_s`, or see the log"
+                )
+            await asyncio.sleep(POLL_S)
+        version = await _get_json(session, self.url("/version"))
+        self.endpoint.engine = f"vllm {version.get('version', 'unknown')}"
+        log.info("vLLM server ready at %s (%s)", self.endpoint.host, self.endpoint.engine)
+
+    def exit_code(self) -> int | None:
+        """The server's exit code, None while it runs."""
+        return None if self.process is None else self.process.poll()
+
+    def stop(self) -> None:
+        """Close the watchdog's pipe and wait until it has killed the server's whole group."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=3 * watchdog.GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            watchdog.clear_stale(self.records)
+        self.process = None
+
+    def url(self, path: str) -> str:
+        """URL of one of the server's other routes."""
+        return f"http://{self.endpoint.host}{path}"
+
+    def last_lines(self) -> str:
+        """The log's last lines, in one."""
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        return " / ".join(line.strip()[-200:] for line in [line for line in lines if line.strip()][-LOG_LINES:])
+
+
+@asynccontextmanager
+async def serving(
+    teacher: VllmTeacher | OpenAITeacher, session: aiohttp.ClientSession, ctx: Context
+) -> AsyncIterator[Serving]:
+    """The endpoints of a teacher: an API's URL, or local servers that run as long as the block does.
+
+    Raises:
+        UsageError, Incomplete: a server does not come up; see `Server.wait_until_healthy`.
+    """
+    if isinstance(teacher, OpenAITeacher):
+        yield Serving([api_endpoint(teacher)], _sleep_for_ever)
+        return
+    records = ctx.data / "cache" / "servers"
+    records.mkdir(parents=True, exist_ok=True)
+    for group in watchdog.clear_stale(records):
+        log.warning("killed a vLLM server (process group %d) that an earlier run left behind", group)
+    servers = [_new_server(teacher, ctx.workdir / f"vllm-{index}.log", records) for index in range(teacher.servers)]
+    try:
+        for server in servers:
+            server.start()
+        for server in servers:
+            await server.wait_until_healthy(session, ctx)
+        yield Serving([server.endpoint for server in servers], lambda: _supervise(servers, session, ctx))
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def _new_server(teacher: VllmTeacher, log_path: Path, records: Path) -> Server:
+    endpoint = Endpoint("", MODEL_NAME, "vllm", None, AdaptiveLimit(teacher.concurrency))
+    return Server(teacher, log_path, records, endpoint)
+
+
+async def _supervise(servers: list[Server], session: aiohttp.ClientSession, ctx: Context) -> None:
+    """Restart what ends; requests in flight fail meanwhile and are tried again.
+
+    Raises:
+        Incomplete: a server ended once more than it may be restarted.
+    """
+    while True:
+        await asyncio.sleep(POLL_S)
+        for server in servers:
+            code = server.exit_code()
+            if code is not None:
+                await _restart(server, code, session, ctx)
+
+
+async def _restart(server: Server, code: int, session: aiohttp.ClientSession, ctx: Context) -> None:
+    if server.restarts >= RESTARTS:
+        what = f"the vLLM server ended {RESTARTS + 1} times (exit {code}): {server.last_lines()}"
+        raise Incomplete(what, where=str(server.log), todo=f"see the log, then resume with: {ctx.resume_command}")
+    log.warning("the vLLM server ended (exit %d): %s; restarting it", code, server.last_lines())
+    ctx.events.emit("server_restarted", exit_code=code, restarts=server.restarts + 1)
+    server.restarts += 1
+    server.endpoint.up = False
+    server.stop()
+    server.start()
+    await server.wait_until_healthy(session, ctx)
+    server.endpoint.limit.forgive()
+    server.endpoint.up = True
+
+
+def server_command(teacher: VllmTeacher, port: int) -> list[str]:
+    """The command line of a server. Sampling defaults come from our config, not from the model's generation config;
+    its end-of-turn tokens are still honoured."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model_folder(teacher)), "--served-model-name", MODEL_NAME]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm", "--dtype", teacher.dtype]
+    command += ["--tensor-parallel-size", str(teacher.tensor_parallel_size)]
+    if teacher.max_model_len is not None:
+        command += ["--max-model-len", str(teacher.max_model_len)]
+    if teacher.quantization is not None:
+        command += ["--quantization", teacher.quantization]
+    return [*command, *teacher.args]
+
+
+def server_environment(teacher: VllmTeacher) -> dict[str, str]:
+    """The server's environment: ours, no telemetry, and what the config adds."""
+    return {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", **teacher.env}
+
+
+def free_port() -> int:
+    """A port that is free now; somebody may take it before the server does, who then ends and says so."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+async def _get_ok(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(total=5), allow_redirects=False) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return False
+
+
+async def _get_json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    try:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(total=5), allow_redirects=False) as response:
+            body = await response.json(content_type=None)
+            return body if isinstance(body, dict) else {}
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        return {}
+
+
+async def _sleep_for_ever() -> None:
+    await asyncio.Event().wait()

@@ -1,0 +1,178 @@
+"""What an outcome of a request means, once for all callers: answer, try again, refuse this row, or stop."""
+
+import email.utils
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pipeline.teacher.wire import Reply, Unusable, load_json, read_body
+
+
+class Action(Enum):
+    """What to do next."""
+
+    ANSWER = "answer"
+    """Keep it."""
+    RETRY = "retry"
+    """The failure may pass: try again within the time budget; a row that exceeds it stays pending."""
+    STRIKE = "strike"
+    """The model answered, but with nothing usable: try again; a row with three strikes is rejected."""
+    REJECT = "reject"
+    """This row will never be answered; it is not sent again."""
+    ABORT = "abort"
+    """Every further request would fail alike: stop at once, keep what was answered."""
+
+
+class Abort(Enum):
+    """Why everything stops."""
+
+    KEY = "the API refuses the key"
+    MODEL = "the API does not know this URL or model"
+    QUOTA = "the account's quota or credit is used up"
+    REDIRECT = "the server redirects elsewhere; redirects are not followed, since they carry keys and prompts away"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an outcome means.
+
+    Attributes:
+        action: what to do.
+        reason: class of the failure ("rate_limited", "server_error:503", "bad_request"); "" for an answer.
+        overload: the endpoint has too much to do, so send less at a time.
+        retry_after: seconds that the server asked us to wait.
+        abort: why everything stops, for ABORT.
+        detail: at most 200 characters of what the server said, control characters escaped.
+        reply: the answer, for ANSWER.
+    """
+
+    action: Action
+    reason: str = ""
+    overload: bool = False
+    retry_after: float | None = None
+    abort: Abort | None = None
+    detail: str = ""
+    reply: Reply | None = None
+
+
+BAD_PAYLOAD = "bad_payload"
+"""A success without a completion. A gateway's maintenance page or this row's bad luck: only time tells, so that a row
+is rejected for it when its time budget is used up while others were answered."""
+BUSY = frozenset({408, 409, 425, 429})
+REFUSED = frozenset({401, 403})
+UNKNOWN = frozenset({404, 405, 410})
+QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_credits"})
+FILTER_CODES = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
+KEY_CODES = frozenset({"invalid_api_key", "authentication_error", "permission_error"})
+BUSY_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "overloaded_error", "server_error", "api_error"})
+REQUEST_CODES = frozenset({"invalid_request_error", "context_length_exceeded", "BadRequestError"})
+
+
+def judge(status: int, headers: Mapping[str, str], body: bytes, *, now: float | None = None) -> Verdict:
+    """The verdict on a complete HTTP response.
+
+    Args:
+        headers: looked up by lower-case name.
+        now: Unix time against which a Retry-After date is read; None: the clock.
+    """
+    if status == 200:
+        return _judge_success(headers, body, now)
+    error = _error_of(body)
+    if 200 <= status < 300:
+        return Verdict(Action.RETRY, BAD_PAYLOAD, detail=snippet(body))
+    if 300 <= status < 400:
+        return Verdict(Action.ABORT, "redirect", abort=Abort.REDIRECT)
+    return _judge_failure(status, headers, error, _detail(error, body), now)
+
+
+def judge_transport(kind: str, detail: str) -> Verdict:
+    """The verdict on a request that got no complete response: `timeout`, `connection` or `cut_body`.
+
+    TLS and DNS failures are `connection`: they are tried again and end with the time budget; certificates are always
+    verified.
+    """
+    return Verdict(Action.RETRY, kind, overload=kind == "timeout", detail=detail[:200])
+
+
+def _judge_success(headers: Mapping[str, str], body: bytes, now: float | None) -> Verdict:
+    read = read_body(body)
+    if isinstance(read, Reply):
+        return Verdict(Action.ANSWER, reply=read)
+    return _judge_unusable(read, headers, body, now)
+
+
+def _judge_unusable(read: Unusable, headers: Mapping[str, str], body: bytes, now: float | None) -> Verdict:
+    if read.reason in ("content_filter", "refusal"):
+        return Verdict(Action.REJECT, read.reason)
+    if read.reason == "error" and read.error is not None:
+        return _judge_failure(_error_status(read.error), headers, read.error, _detail(read.error, body), now)
+    if read.reason == "unknown":
+        return Verdict(Action.RETRY, BAD_PAYLOAD, detail=snippet(body))
+    return Verdict(Action.STRIKE, read.reason, detail=snippet(body))
+
+
+def _judge_failure(
+    status: int, headers: Mapping[str, str], error: Mapping[str, Any], detail: str, now: float | None
+) -> Verdict:
+    codes = {str(error.get(name)) for name in ("code", "type", "status")}
+    if status == 402 or codes & QUOTA_CODES:
+        return Verdict(Action.ABORT, "quota", abort=Abort.QUOTA, detail=detail)
+    if codes & FILTER_CODES:
+        return Verdict(Action.REJECT, "content_filter", detail=detail)
+    if status in REFUSED:
+        return Verdict(Action.ABORT, f"status:{status}", abort=Abort.KEY, detail=detail)
+    if status in UNKNOWN:
+        return Verdict(Action.ABORT, f"status:{status}", abort=Abort.MODEL, detail=detail)
+    if status == 429:
+        return Verdict(Action.RETRY, "rate_limited", True, retry_after(headers, now), detail=detail)
+    if status in BUSY or status == 407 or status >= 500:
+        return Verdict(Action.RETRY, f"status:{status}", status >= 500, retry_after(headers, now), detail=detail)
+    return Verdict(Action.REJECT, "bad_request", detail=detail)
+
+
+def _error_status(error: Mapping[str, Any]) -> int:
+    """The HTTP status that an error object inside a 200 stands for; unknown errors may pass, so 500."""
+    code = error.get("code")
+    if isinstance(code, int) and 400 <= code < 600:
+        return code
+    codes = {str(code), str(error.get("type"))}
+    for known, status in ((KEY_CODES, 401), (REQUEST_CODES, 400), (BUSY_CODES, 503)):
+        if codes & known:
+            return status
+    return 500
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds a server asks us to wait: `retry-after-ms`, or `retry-after` as seconds or an HTTP date.
+
+    A date in the past is 0; what cannot be read is None.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name, "").strip()
+        if value.replace(".", "", 1).isdigit() and value.isascii():
+            return float(value) * unit
+    parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    if parsed is None:
+        return None
+    return max(0.0, email.utils.mktime_tz(parsed) - (time.time() if now is None else now))
+
+
+def snippet(body: bytes) -> str:
+    """The first 200 characters of a body, control and non-ASCII characters escaped, for logs and error messages."""
+    return body[:200].decode("utf-8", "replace").encode("unicode_escape").decode("ascii")[:200]
+
+
+def _error_of(body: bytes) -> Mapping[str, Any]:
+    """The error object of a response that failed, or an empty one."""
+    parsed, _ = load_json(body)
+    error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
+    if isinstance(error, str):
+        return {"message": error}
+    return error if isinstance(error, dict) else {}
+
+
+def _detail(error: Mapping[str, Any], body: bytes) -> str:
+    message = error.get("message")
+    return snippet(message.encode("utf-8", "replace")) if isinstance(message, str) else snippet(body)

@@ -1,0 +1,54 @@
+"""The request key over arbitrary messages."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.config_teacher import Sampling
+from pipeline.core.record import Message
+from pipeline.teacher.request import Asked, request_key
+from pipeline.teacher.wire import Reply, Unusable, clean, load_json, read_body, request_body
+
+TEXT = st.text(st.characters(), max_size=20)  # lone surrogates included
+MESSAGES = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT), min_size=1, max_size=4)
+ASKED = Asked("0" * 64, {}, Sampling(), 0)
+
+
+@given(MESSAGES, MESSAGES, st.integers(0, 3), st.integers(0, 3))
+def test_keys_are_equal_exactly_when_messages_and_sample_are(first, second, sample, other_sample):
+    same = (first, sample) == (second, other_sample)
+    assert (request_key(ASKED, first, sample) == request_key(ASKED, second, other_sample)) is same
+
+
+@given(MESSAGES)
+def test_a_key_is_a_function_of_its_parts(messages):
+    key = request_key(ASKED, messages, 0)
+    assert key == request_key(ASKED, list(messages), 0)
+    assert len(bytes.fromhex(key)) == 32
+
+
+@given(MESSAGES)
+def test_any_prompt_can_be_sent(messages):
+    body, repaired = load_json(request_body("m", messages, Sampling()))
+    assert not repaired
+    assert [message["content"] for message in body["messages"]] == [clean(message.content) for message in messages]
+
+
+@given(st.binary(max_size=200))
+def test_no_body_breaks_the_parser(body):
+    assert isinstance(read_body(body), Reply | Unusable)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT, st.lists, max_leaves=5)
+KEYS = st.sampled_from(["choices", "message", "content", "finish_reason", "error", "usage", "refusal", "reasoning"])
+NESTED = st.recursive(JSON, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner), max_leaves=12)
+
+
+@given(st.dictionaries(KEYS, NESTED))
+def test_no_json_breaks_the_parser_and_a_reply_is_always_storable_text(body):
+    import json
+
+    read = read_body(json.dumps(body).encode())
+    if isinstance(read, Reply):
+        read.text.encode("utf-8")
+        (read.reasoning_content or "").encode("utf-8")
+        read.finish_reason.encode("utf-8")

@@ -1,0 +1,133 @@
+"""How many requests an endpoint gets at a time, on a virtual clock where time matters."""
+
+import asyncio
+
+from pipeline.teacher.limits import FIRST_LIMIT, AdaptiveLimit
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 10))
+
+
+async def use(limit: AdaptiveLimit, outcome: str, times: int) -> None:
+    """`times` requests that fill the limit, all with one outcome."""
+    for _ in range(times):
+        async with limit.slot() as window:
+            limit.in_flight += int(limit.limit)  # as if all other slots were taken
+            limit.succeeded() if outcome == "ok" else limit.overloaded(window)
+            limit.in_flight -= int(limit.limit)
+
+
+def test_it_starts_small_and_grows_by_one_per_success_up_to_its_maximum():
+    limit = AdaptiveLimit(40)
+    assert limit.limit == FIRST_LIMIT
+    run(use(limit, "ok", 5))
+    assert limit.limit == FIRST_LIMIT + 5
+    run(use(limit, "ok", 100))
+    assert limit.limit == 40
+
+
+def test_an_overload_halves_it_and_then_it_grows_by_one_per_window():
+    limit = AdaptiveLimit(64)
+    run(use(limit, "busy", 1))
+    assert limit.limit == FIRST_LIMIT / 2
+    run(use(limit, "ok", FIRST_LIMIT // 2))
+    assert FIRST_LIMIT / 2 + 0.9 < limit.limit < FIRST_LIMIT / 2 + 1.1
+
+
+def test_failures_of_one_window_cut_once():
+    async def story() -> None:
+        limit = AdaptiveLimit(64)
+        for _ in range(20):
+            limit.overloaded(0)
+        assert limit.limit == FIRST_LIMIT / 2
+
+    run(story())
+
+
+def test_one_request_may_always_leave():
+    limit = AdaptiveLimit(64)
+    run(use(limit, "busy", 50))
+    assert limit.limit == 1
+
+
+def test_a_limit_that_was_not_used_up_does_not_grow():
+    limit = AdaptiveLimit(64)
+
+    async def story() -> None:
+        async with limit.slot():
+            limit.succeeded()
+
+    run(story())
+    assert limit.limit == FIRST_LIMIT
+
+
+def test_no_more_than_the_limit_are_in_flight_and_all_get_their_turn():
+    limit = AdaptiveLimit(3)
+    most = 0
+    order: list[int] = []
+
+    async def one(number: int) -> None:
+        nonlocal most
+        async with limit.slot():
+            most = max(most, limit.in_flight)
+            order.append(number)
+            await asyncio.sleep(0)
+
+    async def story() -> None:
+        await asyncio.gather(*(one(i) for i in range(50)))
+
+    run(story())
+    assert most == 3
+    assert order == list(range(50)), "first come, first served"
+    assert limit.in_flight == 0
+
+
+def test_cancelled_waiters_and_holders_give_their_slots_back():
+    async def story() -> None:
+        limit = AdaptiveLimit(2)
+
+        async def hold() -> None:
+            async with limit.slot():
+                await asyncio.sleep(60)
+
+        tasks = [asyncio.create_task(hold()) for _ in range(6)]
+        await asyncio.sleep(0.01)
+        tasks[4].cancel()
+        tasks[0].cancel()
+        tasks[2].cancel()  # it may have been handed the slot of the first in this very tick
+        await asyncio.sleep(0.01)
+        assert limit.in_flight == 2
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert limit.in_flight == 0
+        async with limit.slot():
+            assert limit.in_flight == 1
+
+    run(story())
+
+
+def test_a_pause_holds_everybody_back_and_ends_by_itself():
+    async def story() -> None:
+        limit = AdaptiveLimit(4)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        limit.pause(0.15)
+        limit.pause(0.01)  # a shorter one does not end a longer one
+        async with limit.slot():
+            assert loop.time() - start >= 0.15
+
+    run(story())
+
+
+def test_silence_is_counted_from_the_first_failure_after_the_last_success():
+    now = 100.0
+    limit = AdaptiveLimit(4, clock=lambda: now)
+    assert limit.silent_s == 0
+    limit.failed()
+    now = 103.0
+    limit.failed()
+    assert limit.silent_s == 3
+    limit.succeeded()
+    assert limit.silent_s == 0

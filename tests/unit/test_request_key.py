@@ -1,0 +1,153 @@
+"""The request key: what makes two questions the same question."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.core.config_teacher import OpenAITeacher, ReplayTeacher, Sampling, VllmTeacher
+from pipeline.core.errors import UsageError
+from pipeline.core.lineage import DigestCache
+from pipeline.core.record import Message
+from pipeline.teacher.request import Asked, request_key, teacher_identity
+
+MESSAGES = (Message("system", "Be brief."), Message("user", "What is 1 + 1?"))
+
+
+def openai(**changes: object) -> OpenAITeacher:
+    settings = {"kind": "openai", "base_url": "https://api.example.com/v1", "provider": "example", "model": "big"}
+    return OpenAITeacher.model_validate({**settings, **changes})
+
+
+def vllm(folder: Path, **changes: object) -> VllmTeacher:
+    return VllmTeacher.model_validate({"kind": "vllm", "model": str(folder), **changes})
+
+
+@pytest.fixture
+def cache(tmp_path) -> DigestCache:
+    return DigestCache(tmp_path / "digests.json")
+
+
+def model(folder: Path, weights: bytes = b"weights") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def key(teacher, cache, sample=0, messages=MESSAGES, draw=0, **sampling: object) -> str:
+    return request_key(Asked.of(teacher, Sampling.model_validate(sampling), draw, cache), messages, sample)
+
+
+def test_the_key_is_pinned_since_stored_answers_hang_on_it(cache):
+    assert key(openai(), cache) == "PINNED"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample": 1},
+        {"draw": 1},
+        {"temperature": 0.1},
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": 0.1},
+        {"stop": ["\n"]},
+        {"messages": MESSAGES[1:]},
+        {"messages": (*MESSAGES[:1], Message("user", "What is 1 + 2?"))},
+        {"messages": (*MESSAGES[:1], Message("user", "What is 1 + 1?", "hm"))},
+    ],
+    ids=str,
+)
+def test_what_shapes_the_answer_changes_the_key(cache, change):
+    assert key(openai(), cache, **change) != key(openai(), cache)
+
+
+@pytest.mark.parametrize("change", [{"provider": "other"}, {"model": "small"}], ids=str)
+def test_another_teacher_changes_the_key(cache, change):
+    assert key(openai(**change), cache) != key(openai(), cache)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_url": "https://elsewhere.example.com/v2"},
+        {"api_key": "${env:OTHER}"},
+        {"concurrency": 3},
+        {"license": "MIT"},
+    ],
+    ids=str,
+)
+def test_where_and_how_fast_we_ask_does_not_change_the_key(cache, change):
+    assert key(openai(**change), cache) == key(openai(), cache)
+
+
+def test_the_cap_does_not_change_the_key(cache):
+    assert key(openai(), cache, max_tokens=9) == key(openai(), cache, max_tokens=900)
+
+
+def test_weights_count_by_their_bytes_wherever_they_lie(cache, tmp_path):
+    here, there = model(tmp_path / "here"), model(tmp_path / "there")
+    other = model(tmp_path / "other", b"other weights")
+    assert key(vllm(here), cache) == key(vllm(there), cache)
+    assert key(vllm(other), cache) != key(vllm(here), cache)
+    (here / "README.md").write_text("a card")
+    assert key(vllm(here), cache) == key(vllm(there), cache)
+    (here / "chat_template.jinja").write_text("{{ messages }}")
+    assert key(vllm(here), cache) != key(vllm(there), cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ({"dtype": "float32"}, True),
+        ({"quantization": "fp8"}, True),
+        ({"max_model_len": 512}, True),
+        ({"servers": 2}, False),
+        ({"tensor_parallel_size": 2}, False),
+        ({"args": ["--max-num-seqs", "8"]}, False),
+        ({"env": {"A": "b"}}, False),
+        ({"concurrency": 2}, False),
+        ({"start_timeout_s": 5}, False),
+    ],
+    ids=str,
+)
+def test_of_the_engine_only_what_shapes_the_output_counts(cache, tmp_path, change, counts):
+    folder = model(tmp_path / "model")
+    assert (key(vllm(folder, **change), cache) != key(vllm(folder), cache)) is counts
+
+
+def test_replayed_completions_count_by_origin_and_bytes(cache, tmp_path):
+    def replay(name: str, text: str, origin: str = "people") -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        teacher = ReplayTeacher.model_validate({"kind": "replay", "path": path, "origin": origin})
+        return teacher_identity(teacher, cache)
+
+    assert replay("a.jsonl", "x") == replay("b.jsonl", "x")
+    assert len({replay("a.jsonl", "x"), replay("c.jsonl", "y"), replay("d.jsonl", "x", "others")}) == 3
+
+
+def test_a_missing_model_folder_is_a_usage_error(cache, tmp_path):
+    with pytest.raises(UsageError, match="nowhere"):
+        teacher_identity(vllm(tmp_path / "nowhere"), cache)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://api.example.com/v1", "http://10.0.0.1/v1", "http://169.254.169.254/v1", "http://localhost.evil.com/v1"],
+)
+def test_keys_and_prompts_do_not_travel_in_the_clear(url):
+    with pytest.raises(ValidationError, match="plain http"):
+        openai(base_url=url)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "http://127.0.0.1:1/v1", "http://[::1]:1/v1/"])
+def test_plain_http_is_fine_on_this_machine(url):
+    assert openai(base_url=url).base_url == url.rstrip("/")
+
+
+def test_a_url_holds_no_password():
+    with pytest.raises(ValidationError, match="api_key"):
+        openai(base_url="https://user:secret@api.example.com/v1")

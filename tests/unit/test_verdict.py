@@ -1,0 +1,153 @@
+"""What each outcome of a request means."""
+
+import json
+
+import pytest
+
+from pipeline.teacher.verdict import Abort, Action, judge, judge_transport, retry_after, snippet
+from pipeline.teacher.wire import Reply
+
+
+def error(message: str = "no", **fields: object) -> bytes:
+    return json.dumps({"error": {"message": message, **fields}}).encode()
+
+
+def chat(message: object, finish: object = "stop") -> bytes:
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode()
+
+
+RETRY, STRIKE, REJECT, ABORT, ANSWER = Action.RETRY, Action.STRIKE, Action.REJECT, Action.ABORT, Action.ANSWER
+
+TABLE = [
+    # status, body, action, reason
+    (200, chat({"content": "4"}), ANSWER, ""),
+    (200, chat({"content": ""}), ANSWER, ""),
+    (200, chat({"content": "4"}, "length"), ANSWER, ""),
+    (200, chat({"content": "4"}, "tool_calls"), ANSWER, ""),
+    (200, chat({"content": None, "reasoning_content": "hm"}, "length"), ANSWER, ""),
+    (200, chat({"content": None}), STRIKE, "empty"),
+    (200, chat({"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls"), STRIKE, "empty"),
+    (200, chat({"content": None, "reasoning_content": "hm"}, "stop"), STRIKE, "empty"),
+    (200, b'{"choices": []}', STRIKE, "empty"),
+    (200, chat({"content": "4"}, None), STRIKE, "bad_payload"),
+    (200, chat(None), STRIKE, "bad_payload"),
+    (200, chat({"content": [1]}), STRIKE, "bad_payload"),
+    (200, chat({"content": "par"}, "content_filter"), REJECT, "content_filter"),
+    (200, chat({"content": None, "refusal": "I cannot"}), REJECT, "refusal"),
+    (200, b"", RETRY, "bad_payload"),
+    (200, b"<html></html>", RETRY, "bad_payload"),
+    (200, chat({"content": "4"})[:-5], RETRY, "bad_payload"),
+    (200, b"[1, 2]", RETRY, "bad_payload"),
+    (200, b'{"detail": "hello"}', RETRY, "bad_payload"),
+    (200, b"\xff\xfe\x00", RETRY, "bad_payload"),
+    (200, b"[" * 100_000, RETRY, "bad_payload"),
+    (200, error(code=429), RETRY, "rate_limited"),
+    (200, error(code=502), RETRY, "status:502"),
+    (200, error(type="overloaded_error"), RETRY, "status:503"),
+    (200, error(), RETRY, "status:500"),
+    (200, b'{"error": "something"}', RETRY, "status:500"),
+    (200, error(type="invalid_request_error"), REJECT, "bad_request"),
+    (200, error(code="invalid_api_key"), ABORT, "status:401"),
+    (200, error(code="insufficient_quota"), ABORT, "quota"),
+    (204, b"", RETRY, "bad_payload"),
+    (301, b"", ABORT, "redirect"),
+    (307, b"", ABORT, "redirect"),
+    (400, error(), REJECT, "bad_request"),
+    (400, b"<html>", REJECT, "bad_request"),
+    (400, error(code="content_filter"), REJECT, "content_filter"),
+    (401, error("key sk-1"), ABORT, "status:401"),
+    (402, error(), ABORT, "quota"),
+    (403, error(), ABORT, "status:403"),
+    (404, error(), ABORT, "status:404"),
+    (405, b"", ABORT, "status:405"),
+    (407, b"", RETRY, "status:407"),
+    (408, b"", RETRY, "status:408"),
+    (409, error(), RETRY, "status:409"),
+    (413, b"", REJECT, "bad_request"),
+    (422, error(), REJECT, "bad_request"),
+    (425, b"", RETRY, "status:425"),
+    (429, b"", RETRY, "rate_limited"),
+    (429, error(code="insufficient_quota"), ABORT, "quota"),
+    (429, error(type="insufficient_quota"), ABORT, "quota"),
+    (500, b"", RETRY, "status:500"),
+    (503, b"<html>", RETRY, "status:503"),
+    (529, error(type="overloaded_error"), RETRY, "status:529"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "action", "reason"), TABLE, ids=lambda value: repr(value)[:40])
+def test_each_outcome_has_one_meaning(status, body, action, reason):
+    verdict = judge(status, {}, body)
+    assert (verdict.action, verdict.reason) == (action, reason)
+    assert isinstance(verdict.reply, Reply) == (action is ANSWER)
+    assert (verdict.abort is not None) == (action is ABORT)
+
+
+def test_the_table_covers_all_actions():
+    assert {row[2] for row in TABLE} == set(Action) and len(TABLE) >= 50
+
+
+@pytest.mark.parametrize(
+    ("status", "abort"),
+    [(401, Abort.KEY), (403, Abort.KEY), (404, Abort.MODEL), (402, Abort.QUOTA), (302, Abort.REDIRECT)],
+)
+def test_a_stop_says_why(status, abort):
+    assert judge(status, {}, b"").abort is abort
+
+
+@pytest.mark.parametrize(("status", "overload"), [(429, True), (500, True), (503, True), (408, False), (407, False)])
+def test_overload_asks_for_fewer_requests_at_a_time(status, overload):
+    assert judge(status, {}, b"").overload is overload
+
+
+@pytest.mark.parametrize("kind", ["timeout", "connection", "cut_body"])
+def test_a_request_without_a_response_is_tried_again(kind):
+    assert judge_transport(kind, "x").action is RETRY
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "9999"}, 9999.0),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after": "Sun, 22 Nov 2026 10:00:30 GMT"}, 30.0),
+        ({"retry-after": "Sun, 22 Nov 2026 09:00:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "١٢"}, None),
+        ({"retry-after": ""}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_as_seconds_milliseconds_or_date(headers, seconds):
+    now = 1795341600.0  # Sun, 22 Nov 2026 10:00:00 GMT
+    assert retry_after(headers, now) == seconds
+    assert judge(429, headers, b"", now=now).retry_after == seconds
+
+
+def test_what_a_server_says_is_shortened_and_cannot_forge_log_lines():
+    detail = judge(400, {}, error("a\nb\x1b[31m" + "x" * 500)).detail
+    assert detail.startswith("a\\nb\\x1b[31mxx")
+    assert len(detail) <= 200
+    assert snippet(b"\xff\n" * 300).isprintable()
+
+
+def test_the_reply_holds_text_reasoning_and_counts():
+    body = json.dumps(
+        {
+            "choices": [{"message": {"content": "4", "reasoning": "2+2"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 5},
+        }
+    )
+    assert judge(200, {}, body.encode()).reply == Reply("4", "2+2", "stop", 3, 5, ())
+
+
+@pytest.mark.parametrize("count", [None, "3", -1, 2.5, True, 2**31])
+def test_a_token_count_that_is_none_is_unknown_not_zero(count):
+    choice = {"message": {"content": "4"}, "finish_reason": "stop"}
+    body = json.dumps({"choices": [choice], "usage": {"completion_tokens": count}}).encode()
+    reply = judge(200, {}, body).reply
+    assert reply is not None and reply.completion_tokens is None and reply.prompt_tokens is None
