@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -17,9 +16,8 @@ import click
 
 from pipeline import runner
 from pipeline.core.config import RunConfig
-from pipeline.core.config_teacher import OpenAITeacher
 from pipeline.core.errors import ExitCode, Interrupted, PipelineError, Terminated
-from pipeline.core.load import Loaded, load_config
+from pipeline.core.load import load_config
 from pipeline.core.log import configure_logging, safe_text, scrub
 
 
@@ -99,17 +97,10 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _open(call: Call, config: Path, data: Path, overrides: Sequence[str], verbose: bool) -> runner.Session:
-    loaded = load_config(config, overrides)
-    call.secrets = _secrets(loaded)
-    configure_logging(call.secrets, verbose=verbose)
-    return runner.open_session(loaded, data)
-
-
-def _secrets(loaded: Loaded) -> tuple[str, ...]:
-    """Values of the secrets that the config refers to, so that no message can hold them."""
-    references = [teacher.api_key for teacher in loaded.config.teachers.values() if isinstance(teacher, OpenAITeacher)]
-    names = [re.sub(r"^\$\{env:|\}$", "", reference) for reference in references if reference is not None]
-    return tuple(os.environ[name] for name in names if name in os.environ)
+    session = runner.open_session(load_config(config, overrides), data)
+    call.secrets = session.secrets
+    configure_logging(session.secrets, verbose=verbose)
+    return session
 
 
 class InOrder(click.Group):

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import shlex
 import shutil
 import threading
@@ -13,7 +14,7 @@ from typing import Literal, Protocol, cast
 
 from pipeline.core import config as c
 from pipeline.core.config_base import ConfigModel, identity
-from pipeline.core.config_teacher import Teacher
+from pipeline.core.config_teacher import OpenAITeacher, Teacher
 from pipeline.core.errors import CorruptArtefact, LostRows, UsageError, boundary, disk_errors
 from pipeline.core.fanout import map_in_process
 from pipeline.core.lineage import DigestCache, Manifest, explain, path_digest, step_key
@@ -111,6 +112,7 @@ class Session:
     data: Path
     store: Store
     digests: DigestCache
+    secrets: tuple[str, ...] = ()
     cancel: threading.Event = field(default_factory=threading.Event)
     quiet: bool = False
 
@@ -126,7 +128,15 @@ class Session:
 
 def open_session(loaded: Loaded, data: Path, *, quiet: bool = False) -> Session:
     """A session on the data folder `data`; makes nothing on disk yet."""
-    return Session(loaded, data, Store(data / "store"), DigestCache(data / "cache" / "digests.json"), quiet=quiet)
+    digests = DigestCache(data / "cache" / "digests.json")
+    return Session(loaded, data, Store(data / "store"), digests, secret_values(loaded.config), quiet=quiet)
+
+
+def secret_values(config: c.RunConfig) -> tuple[str, ...]:
+    """Values of the secrets that a config refers to, as far as they are set, so that no message can hold them."""
+    references = [teacher.api_key for teacher in config.teachers.values() if isinstance(teacher, OpenAITeacher)]
+    names = [reference.removeprefix("${env:").removesuffix("}") for reference in references if reference is not None]
+    return tuple(os.environ[name] for name in names if name in os.environ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +243,7 @@ def run_all(session: Session, until: str | None = None) -> list[Outcome]:
     for step in steps:
         _checked_input_files(session, step)
     outcomes: dict[str, Outcome] = {}
-    with _disk_errors(session), hold_run(session.folder) as events:
+    with _disk_errors(session), hold_run(session.folder, session.secrets) as events:
         for step in steps:
             artefacts = {name: outcomes[name].artefact for name in step.inputs}
             outcomes[step.name] = run_step(session, step, artefacts, events)
@@ -253,7 +263,7 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
     """
     steps = {step.name: step for step in plan_steps()}
     found: dict[str, Artefact] = {}
-    with _disk_errors(session), hold_run(session.folder) as events:
+    with _disk_errors(session), hold_run(session.folder, session.secrets) as events:
         for needed in _ancestors(steps, name):
             key = step_key(step_parts(session, steps[needed], _contents(found, steps[needed])))
             artefact = session.store.find(steps[needed].kind, key)

@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -150,3 +153,69 @@ def run_cli(
 def cli_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment in which a child process finds the package."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), **(extra or {})}
+
+
+# ------------------------------------------------------------------------------- a stage written for one test
+
+PROBE_DRIVER = """
+import sys
+from pathlib import Path
+
+import pipeline.stages
+from pipeline import cli, runner
+from pipeline.core.config import FilterStep
+
+pipeline.stages.__path__.append(str(Path(__file__).parent))
+runner.STAGES = (runner.StageSpec("probe", (), lambda run: FilterStep(filter=run.filter)),)
+sys.exit(cli.main())
+"""
+
+PROBE_START = """
+import os
+import time
+from pathlib import Path
+
+from pipeline.core.errors import Incomplete
+from pipeline.core.stage import Result, check_cancelled
+
+VERSION = 1
+
+
+def input_files(cfg):
+    return {}
+
+
+def run(cfg, inputs, out, ctx):
+    result = Result(1, 1, {}, "c" * 64)
+"""
+
+
+def probe_command(folder: Path, body: str, *arguments: str) -> list[str]:
+    """A command that runs the whole program on a plan of one step, `probe`, whose stage is `body`: the lines of its
+    `run(cfg, inputs, out, ctx)`, which begin with an ordinary `result`. For what no real stage does on demand."""
+    (folder / "probe").mkdir(parents=True, exist_ok=True)
+    (folder / "probe" / "driver.py").write_text(PROBE_DRIVER, "utf-8")
+    (folder / "probe" / "probe.py").write_text(PROBE_START + textwrap.indent(textwrap.dedent(body), "    "), "utf-8")
+    return [sys.executable, str(folder / "probe" / "driver.py"), *arguments]
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run's folder, without the torn lines of killed processes."""
+    path = folder / "events.jsonl"
+    events = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            events.append(json.loads(line))
+    return events
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    """Wait until a condition holds.
+
+    Raises:
+        AssertionError: it does not hold after `seconds`.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for: {what}"
+        time.sleep(0.01)

@@ -69,9 +69,11 @@ class EventLog:
 
     Args:
         path: the file; a torn last line of a killed process is closed with a newline, so that it stays the only one.
+        secrets: values that are written as `***`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, secrets: tuple[str, ...] = ()) -> None:
+        self._secrets = tuple(json.dumps(secret)[1:-1] for secret in secrets)
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = _lacks_last_newline(path)
         self._file: IO[str] = path.open("a", encoding="utf-8")
@@ -82,7 +84,7 @@ class EventLog:
         """Append one event and flush it."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": stamp, "pid": os.getpid(), "event": event, **fields}, ensure_ascii=True)
-        self._file.write(line + "\n")
+        self._file.write(scrub(line, self._secrets) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -24,18 +24,19 @@ class LockEntry(TypedDict):
 
 
 @contextmanager
-def hold_run(folder: Path) -> Iterator[EventLog]:
+def hold_run(folder: Path, secrets: tuple[str, ...]) -> Iterator[EventLog]:
     """Hold the run for this process; yields its event log.
 
     Args:
         folder: the run's folder; made if missing.
+        secrets: values that no event may hold.
 
     Raises:
         RunLocked: another process holds it.
         Incomplete: the folder cannot be written.
     """
     with hold_lock(folder / "run.lock"):
-        events = EventLog(folder / "events.jsonl")
+        events = EventLog(folder / "events.jsonl", secrets)
         try:
             yield events
         finally:

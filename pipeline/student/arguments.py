@@ -36,9 +36,11 @@ def schedule(cfg: TrainConfig, *, steps: int, world_size: int) -> Schedule:
     """
     rows = cfg.micro_batch_size * world_size
     if cfg.batch_size % rows != 0:
-        what = f"batch_size {cfg.batch_size} is not a multiple of micro_batch_size {cfg.micro_batch_size} × {world_size}"
+        divisor = f"micro_batch_size {cfg.micro_batch_size} × {world_size} processes"
         todo = "choose a micro_batch_size (rows per process and forward pass) that divides it"
-        raise UsageError(f"{what} processes", where="train.batch_size", todo=todo)
+        raise UsageError(
+            f"batch_size {cfg.batch_size} is no multiple of {divisor}", where="train.batch_size", todo=todo
+        )
     warmup_steps = round(cfg.warmup_share * steps)
     return Schedule(steps, warmup_steps, cfg.micro_batch_size, cfg.batch_size // rows)
 
@@ -159,7 +161,7 @@ _TRL: dict[str, Any] = {
 }
 
 _SURROUNDINGS: dict[str, Any] = {
-    "eval_strategy": "no",  # the end of an epoch is asked for by a callback: see order.epoch_ends
+    "eval_strategy": "no",  # trainer.measure_loss does it
     "save_strategy": "no",
     "load_best_model_at_end": False,
     "resume_from_checkpoint": None,

@@ -31,7 +31,9 @@ POLL_S: Final = 0.2
 STOP_S: Final = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 TAIL_LINES: Final = 20
-FOREIGN: Final = re.compile(r"(ACCELERATE|FSDP|TORCHELASTIC|PARALLELISM_CONFIG)_.*|(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)")
+FOREIGN: Final = re.compile(
+    r"(ACCELERATE|FSDP|TORCHELASTIC|PARALLELISM_CONFIG)_.*|(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)"
+)
 """Variables of a launcher around us. A worker has a launcher of its own, or none."""
 QUIET: Final = {
     "DO_NOT_TRACK": "1",
@@ -109,7 +111,7 @@ def run_process(
     inherited = {name: value for name, value in os.environ.items() if FOREIGN.fullmatch(name) is None}
     reports = _Tail(files.reports)
     with files.log.open("wb") as log, _locked(files.guard):
-        process = subprocess.Popen(  # noqa: S603 - a list, no shell
+        process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env={**inherited, **QUIET, **env}, start_new_session=True
         )
         try:

@@ -1,12 +1,11 @@
 """The data set's shards as token shards: encoded once, by one process, and memory-mapped by all of them."""
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ COLUMNS: Final = ("row_id", "prompt_set", "prompt_id", "prompt", "completion", "
 BATCH_ROWS: Final = 1024
 WAIT_S: Final = 0.5
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +70,19 @@ def encode_shards(job: TrainJob) -> Tokens:
     tokenizer = load_tokenizer(job.student.model, job.student.revision)
     stops = stop_ids(job.student.model, job.student.revision, tokenizer)
     checks, rejected = Checks(), Counter[str]()
-    with pa.OSFile(str(train_file(job)), "wb") as file, pa.ipc.new_stream(file, TOKENS) as writer:
-        with ShardWriter(job.out / "rejects", REJECTS) as rejects:
-            for table, rows in _encoded(job, "train", tokenizer, stops):
-                _sort_out(table, rows, rejects, rejected)
-                kept = [row for row in rows if isinstance(row, Encoded)]
-                for row in kept:
-                    checks.add(row, stops, tokenizer.bos_token_id)
-                writer.write_table(_tokens(kept))
+    with (
+        pa.OSFile(str(train_file(job)), "wb") as file,
+        pa.ipc.new_stream(file, TOKENS) as writer,
+        ShardWriter(job.out / "rejects", REJECTS) as rejects,
+    ):
+        for table, rows in _encoded(job, "train", tokenizer, stops):
+            _sort_out(table, rows, rejects, rejected)
+            kept = [row for row in rows if isinstance(row, Encoded)]
+            for row in kept:
+                checks.add(row, stops, tokenizer.bos_token_id)
+            writer.write_table(_tokens(kept))
     checks.prompt_not_prefix = rejected["prompt_not_prefix"]
-    checks.require_trainable(tokenizer, stops, job.student.model)
+    checks.require_trainable(tokenizer, stops, job.student.model, rejected)
     rows_in = count_rows(job.data.glob("train-*.parquet"))
     counted = dict(sorted(rejected.items()))
     tokens = Tokens(job.launch, rows_in, counted, _encode_validation(job, tokenizer, stops), checks.facts(), stops)
@@ -148,7 +150,7 @@ def await_tokens(job: TrainJob, *, is_first: bool) -> Tokens:
     return await_file(job.workdir / "tokens.json", lambda value: value["launch"] == job.launch, _tokens_of)
 
 
-def await_file(path: Path, is_ours: Callable[[Any], bool], read: Callable[[Any], Any]) -> Any:
+def await_file(path: Path, is_ours: Callable[[Any], bool], read: Callable[[Any], T]) -> T:
     """Wait for a JSON file that another process writes by rename, and read it."""
     while True:
         if path.is_file():

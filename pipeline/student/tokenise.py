@@ -173,20 +173,20 @@ class Checks:
         counted = {name: getattr(self, name) for name in Checks.__slots__}
         return {**counted, "trained_share": round(share, 6)}
 
-    def require_trainable(self, tokenizer: Any, stops: Sequence[int], model: str) -> None:
+    def require_trainable(self, tokenizer: Any, stops: Sequence[int], model: str, rejected: Mapping[str, int]) -> None:
         """Refuse rows that would teach something else than was meant.
 
         Raises:
             UsageError: no row is left, a row does not end with a stop token, or rows begin with two BOS tokens.
         """
         if self.rows == 0:
-            todo = "raise train.max_length, or see rejects/ of the stages before"
-            raise UsageError("no row is left to train on", where=f"{self.prompt_not_prefix} prompt_not_prefix", todo=todo)
+            todo = "over_length: raise train.max_length; prompt_not_prefix: take another chat template"
+            raise UsageError("no row is left to train on", where=f"rejected: {dict(rejected)}", todo=todo)
         if self.without_stop > 0:
             names = json.dumps(tokenizer.convert_ids_to_tokens(list(stops)), ensure_ascii=False)
             todo = "add the token that ends a turn in its chat template to eos_token_id in generation_config.json"
-            what = f"the student would never learn to stop: {self.without_stop} of {self.rows} rows do not end with {names}"
-            raise UsageError(what, where=model, todo=todo)
+            found = f"{self.without_stop} of {self.rows} rows do not end with {names}"
+            raise UsageError(f"the student would never learn to stop: {found}", where=model, todo=todo)
         if self.double_bos > 0:
             todo = "take the BOS token out of the prompts, or out of the chat template"
             raise UsageError(f"{self.double_bos} of {self.rows} rows begin with two BOS tokens", where=model, todo=todo)

@@ -7,12 +7,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     PrinterCallback,
     TrainerCallback,
@@ -27,7 +30,7 @@ from pipeline.core.errors import UsageError, boundary
 from pipeline.core.stage import Json
 from pipeline.student.arguments import Schedule, sft_arguments
 from pipeline.student.jobs import TrainJob
-from pipeline.student.order import Indices, epoch_ends
+from pipeline.student.order import Indices
 from pipeline.student.process import Report
 from pipeline.student.shards import Tokens, train_file, validation_file
 from pipeline.student.tokenise import load_tokenizer
@@ -45,12 +48,14 @@ class Course:
         order: index of the row at each place; whole batches.
         rows: rows of the data set, so that `step * batch_size / rows` is the epoch.
         step_tokens: tokens of each step's rows.
+        epoch_ends: steps after which the validation loss is measured.
     """
 
     plan: Schedule
     order: Indices
     rows: int
     step_tokens: Indices
+    epoch_ends: frozenset[int]
 
 
 @dataclass(slots=True)
@@ -58,34 +63,28 @@ class Curve(TrainerCallback):
     """Collects the loss curve, reports progress and stops on a loss that is no number.
 
     Attributes:
+        validation_loss: measures the loss on the validation rows; None where there are none.
         points: {step, epoch, loss, grad_norm, learning_rate}, and {step, epoch, eval_loss} at the end of each epoch.
     """
 
     job: TrainJob
     course: Course
     report: Callable[[Report], None]
-    evaluates: bool
+    validation_loss: Callable[[], float] | None = None
     points: list[dict[str, float]] = field(default_factory=list)
-    ends: set[int] = field(default_factory=set)
     reported_at: float = 0.0
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Ask for a point at the last step and an evaluation at the end of an epoch; report progress."""
+        """Ask for a point at the last step, measure at the end of an epoch, report progress."""
         step, steps = state.global_step, self.course.plan.steps
         control.should_log = control.should_log or step == steps
-        control.should_evaluate = self.evaluates and step in self.ends
+        if self.validation_loss is not None and step in self.course.epoch_ends:
+            self._add({"eval_loss": self.validation_loss()}, state)
         if state.is_world_process_zero and (step == steps or time.monotonic() - self.reported_at >= REPORT_S):
             self.reported_at = time.monotonic()
             self.report({"step": step, "tokens": int(self.course.step_tokens[:step].sum())})
-        return control
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Take the wish back, or the trainer's own end of an epoch would evaluate once more."""
-        control.should_evaluate = False
         return control
 
     def on_log(
@@ -96,23 +95,23 @@ class Curve(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Keep the point.
+        """Keep the point, if it is one of training."""
+        if logs is not None and "loss" in logs:
+            self._add({name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate")}, state)
+
+    def _add(self, values: dict[str, float], state: TrainerState) -> None:
+        """Keep a point.
 
         Raises:
-            UsageError: loss or gradient norm is infinite or no number.
+            UsageError: a value is infinite or no number.
         """
-        logs = {} if logs is None else logs
-        names = ("loss", "grad_norm", "learning_rate") if "loss" in logs else ("eval_loss",)
-        point = {name: float(logs[name]) for name in names if name in logs}
-        if not point:
-            return
         step = state.global_step
-        bad = {name: value for name, value in point.items() if not math.isfinite(value)}
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
             todo = "lower train.learning_rate, raise train.warmup_share, or train in float32"
-            raise UsageError(f"training diverged at step {step}: {bad}", where=str(self.job.student.model), todo=todo)
+            raise UsageError(f"training diverged at step {step}: {bad}", where=self.job.student.model, todo=todo)
         epoch = step * self.job.train.batch_size / self.course.rows
-        self.points.append({"step": step, "epoch": round(epoch, 6), **point})
+        self.points.append({"step": step, "epoch": round(epoch, 6), **values})
         if state.is_world_process_zero:
             self.report({"point": {**self.points[-1]}})
 
@@ -133,6 +132,11 @@ def load_base(job: TrainJob) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             job.student.model, revision=job.student.revision, dtype=torch.float32, device_map=None
         )
+
+
+def load_config(job: TrainJob) -> Any:
+    """The base's config as it is stored."""
+    return AutoConfig.from_pretrained(job.student.model, revision=job.student.revision)
 
 
 def with_adapters(model: Any, tuning: LoraTuning) -> Any:
@@ -193,37 +197,56 @@ def train(job: TrainJob, tokens: Tokens, course: Course, report: Callable[[Repor
     _require_world(job, args.world_size)
     torch.manual_seed(job.train.seed)  # the adapters' initial values, before the trainer seeds for itself
     model = load_base(job)
-    stored = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    # Training changes the configs, and loading in float32 hides in what format the weights are stored.
+    stored = load_config(job), copy.deepcopy(model.generation_config)
     base_parameters, _ = count_parameters(model)
     if isinstance(job.train.tuning, LoraTuning):
         model = with_adapters(model, job.train.tuning)
     _, trainable = count_parameters(model)
-    curve = Curve(job, course, report, tokens.validation_rows > 0)
-    curve.ends = epoch_ends(course.rows, steps=course.plan.steps, batch_size=job.train.batch_size)
-    trainer = make_trainer(model, args, job, course, curve, tokens.validation_rows)
+    curve = Curve(job, course, report)
+    trainer = make_trainer(model, args, job, course, curve)
+    if tokens.validation_rows > 0:
+        curve.validation_loss = partial(measure_loss, trainer, Dataset.from_file(str(validation_file(job))))
     trainer.train()
     save(trainer, job, tokens, stored)
     if trainer.accelerator.is_main_process:
-        (job.out / "loss.json").write_text(json.dumps(curve.points, indent=1) + "\n", "utf-8")
+        (job.out / "loss.json").write_text(
+            json.dumps(sorted(curve.points, key=itemgetter("step")), indent=1) + "\n", "utf-8"
+        )
     return _metrics(job, tokens, course, curve, base_parameters, trainable)
 
 
-def make_trainer(
-    model: Any, args: SFTConfig, job: TrainJob, course: Course, curve: Curve, validation_rows: int
-) -> SFTTrainer:
+def make_trainer(model: Any, args: SFTConfig, job: TrainJob, course: Course, curve: Curve) -> SFTTrainer:
     """The trainer over the encoded rows in their order."""
-    rows = Dataset.from_file(str(train_file(job))).select(course.order)
-    validation = Dataset.from_file(str(validation_file(job))) if validation_rows > 0 else None
     trainer = SFTTrainer(
         model=model,
         args=args,
-        train_dataset=rows,
-        eval_dataset=validation,
+        train_dataset=Dataset.from_file(str(train_file(job))).select(course.order),
         processing_class=load_tokenizer(job.student.model, job.student.revision),
         callbacks=[curve],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def measure_loss(trainer: SFTTrainer, rows: Dataset) -> float:
+    """Mean loss in nats over the completion tokens of `rows`.
+
+    Every process measures all of them, so that the figure does not depend on how many there are: the trainer's own
+    evaluation averages batches, and fills the last ones up with rows it has counted already.
+    """
+    model, size = trainer.model_wrapped, trainer.args.per_device_train_batch_size
+    total, count = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(rows), size):
+            batch = trainer.data_collator([rows[at] for at in range(start, min(start + size, len(rows)))])
+            batch = {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
+            outputs = model(**batch, use_cache=False, fused_lm_head=True)
+            total -= float(outputs.log_probs.double().sum())
+            count += int(outputs.label_mask.sum())
+    model.train()
+    return total / count
 
 
 def _require_world(job: TrainJob, world_size: int) -> None:
@@ -263,7 +286,7 @@ def save(trainer: SFTTrainer, job: TrainJob, tokens: Tokens, stored: tuple[Any, 
     Called in all processes, since a sharded model is gathered by all; the first one writes.
 
     Args:
-        stored: config and generation config of the base as it was loaded; training changes both.
+        stored: config and generation config of the base.
     """
     model = _whole(trainer, job)
     if not trainer.accelerator.is_main_process:
@@ -305,4 +328,3 @@ def _whole(trainer: SFTTrainer, job: TrainJob) -> Any:
         model = with_adapters(model, job.train.tuning)
     model.load_state_dict(state)
     return model
-

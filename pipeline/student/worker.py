@@ -15,7 +15,7 @@ from typing import Final
 from pipeline.core.stage import Json
 from pipeline.student.arguments import schedule
 from pipeline.student.jobs import TrainJob, launch_id
-from pipeline.student.order import count_steps, training_order
+from pipeline.student.order import count_steps, epoch_ends, training_order
 from pipeline.student.process import QUIET, Files, Report, Reporter, run_as_worker, write_json
 from pipeline.student.tokenise import read_json
 
@@ -67,6 +67,7 @@ def run_job(job: TrainJob, report: Callable[[Report], None]) -> dict[str, Json]:
         order=order,
         rows=len(lengths),
         step_tokens=lengths[order].reshape(steps, cfg.batch_size).sum(axis=1),
+        epoch_ends=frozenset(epoch_ends(len(lengths), steps=steps, batch_size=cfg.batch_size)),
     )
     metrics = train(job, tokens, course, report)
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -34,10 +34,10 @@ RESTART_POLL_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A complete response; header names in lower case."""
+    """A complete response; header names are looked up in any case."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
 
 
@@ -150,7 +150,7 @@ class Client:
         attempt = await self.recorder.intend(bytes.fromhex(request.key), self.sampling.max_tokens)
         body = request_body(endpoint.model, request.messages, self.sampling)
         try:
-            raw = await send(self.session, endpoint.url, key, body, self.retry.timeout_s)
+            raw = await send(self.session, endpoint.url, key, body)
         except TimeoutError:
             return None, judge_transport("timeout", f"no answer within {self.retry.timeout_s:g} s"), attempt
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError) as error:
@@ -273,18 +273,23 @@ class Client:
         )
 
 
-def open_session() -> aiohttp.ClientSession:
-    """A session for one run: kept connections, verified certificates, no cookies, no proxies from the environment."""
+def open_session(timeout_s: float) -> aiohttp.ClientSession:
+    """A session for one run: kept connections, verified certificates, no cookies, no proxies from the environment.
+
+    Args:
+        timeout_s: from connecting to the last byte of a response.
+    """
     connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
     return aiohttp.ClientSession(
         connector=connector,
+        timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "pipeline"},
         trust_env=False,
     )
 
 
-async def send(session: aiohttp.ClientSession, url: str, key: str | None, body: bytes, timeout_s: float) -> Raw | None:
+async def send(session: aiohttp.ClientSession, url: str, key: str | None, body: bytes) -> Raw | None:
     """POST one body and read the whole response; None if that is longer than `MAX_BODY_BYTES`.
 
     The key goes into the Authorization header of this one request, and is blotted out where the server repeats it.
@@ -293,14 +298,13 @@ async def send(session: aiohttp.ClientSession, url: str, key: str | None, body: 
         TimeoutError, aiohttp.ClientError, OSError: there is no complete response.
     """
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-    async with session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False) as response:
+    async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
         content = await _read(response)
         if content is None:
             return None
         if key is not None and key.encode() in content:
             content = content.replace(key.encode(), b"***")
-        return Raw(response.status, {name.lower(): value for name, value in response.headers.items()}, content)
+        return Raw(response.status, response.headers, content)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:

@@ -75,7 +75,7 @@ def fetch_missing(
     for looked in lookup:
         check_cancelled(ctx)
         if looked.misses:
-            fetch = _Fetch(store, teacher, asked, retry, ctx, counts, lookup)
+            fetch = Fetch(store, teacher, asked, retry, ctx, counts, lookup)
             _run_in_loop(fetch.run(looked))
             break
         fetch_hits(looked, counts, ctx)
@@ -102,7 +102,7 @@ def _look_up(store: ResponseStore, cap: int, requests: Iterable[Request]) -> Ite
         )
 
 
-class _Fetch:
+class Fetch:
     """One run of the event loop."""
 
     def __init__(
@@ -124,7 +124,7 @@ class _Fetch:
 
     async def run(self, first: Looked) -> None:
         """Ask for the misses of `first` and of the rest of the look-up."""
-        async with open_session() as session, serving(self._teacher, session, self._ctx) as served:
+        async with open_session(self._retry.timeout_s) as session, serving(self._teacher, session, self._ctx) as served:
             client = Client(
                 session=session,
                 endpoints=served.endpoints,
@@ -200,12 +200,13 @@ class _Fetch:
         """Return when a signal asks us to stop.
 
         Raises:
-            Incomplete: nobody has answered for the whole time budget.
+            Incomplete: nobody has answered for the whole time budget of a row that was sent last.
         """
+        longest = self._retry.budget_s + self._retry.max_wait_s
         while not self._ctx.cancel.is_set():
             await asyncio.sleep(POLL_S)
-            if client.silent_s() > self._retry.budget_s:
-                what = f"the teacher has not answered for {self._retry.budget_s:g} s, though asked again and again"
+            if client.silent_s() > longest:
+                what = f"the teacher has not answered for {longest:g} s, though asked again and again"
                 reasons = ", ".join(f"{name} ×{count}" for name, count in client.retries.most_common(3))
                 todo = f"when it is back, resume with: {self._ctx.resume_command}"
                 raise Incomplete(f"{what} ({reasons})", where=client.endpoints[0].host, todo=todo)

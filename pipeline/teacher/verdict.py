@@ -74,7 +74,7 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, *, now: float | 
     """The verdict on a complete HTTP response.
 
     Args:
-        headers: looked up by lower-case name.
+        headers: looked up by lower-case name; aiohttp's mapping knows names in any case.
         now: Unix time against which a Retry-After date is read; None: the clock.
     """
     if status == 200:

@@ -68,7 +68,9 @@ def final_number(text: str) -> Fraction | None:
         if marked is not None:
             return marked
     # The values are worked out from the end: making a fraction costs more than finding it.
-    return next((value for match in reversed(list(_NUMBER.finditer(plain))) if (value := _value(match)) is not None), None)
+    return next(
+        (value for match in reversed(list(_NUMBER.finditer(plain))) if (value := _value(match)) is not None), None
+    )
 
 
 def _plain(text: str) -> str:

@@ -14,7 +14,8 @@ from pipeline.teacher import watchdog
 
 FAMILY = """
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)  # vllm"])
+stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)  # vllm"
+child = subprocess.Popen([sys.executable, "-c", stubborn])
 open(sys.argv[1], "w").write(f"{os.getpid()} {child.pid}")
 time.sleep(600)
 """
@@ -54,10 +55,13 @@ def wait_until(condition, seconds: float = 20) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "terminate"])
-def test_a_closed_pipe_or_a_signal_ends_the_whole_family_even_who_ignores_sigterm(tmp_path, monkeypatch, how):
+def test_a_closed_pipe_or_a_signal_ends_the_whole_family_even_who_ignores_sigterm(tmp_path, how):
     process, pids = start_family(tmp_path)
     assert process.stdin is not None
-    process.stdin.close() if how == "close" else process.terminate()
+    with process.stdin:
+        if how == "terminate":
+            process.terminate()
+            assert process.wait(timeout=20) == 0
     assert process.wait(timeout=20) == 0
     assert [pid for pid in pids if alive(pid)] == []
     assert not (tmp_path / "record.json").exists()
@@ -73,26 +77,30 @@ process, pids = start_family(Path({str(tmp_path)!r}))
 print("up", flush=True)
 time.sleep(600)
 """
-    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"up\n"
-    pids = pids_in(tmp_path)
-    assert all(alive(pid) for pid in pids)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        pids = pids_in(tmp_path)
+        assert all(alive(pid) for pid in pids)
+        process.send_signal(signal.SIGKILL)
     wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
 def test_the_exit_code_of_a_server_that_ends_is_passed_on(tmp_path):
-    assert start(tmp_path, sys.executable, "-c", "raise SystemExit(7)").wait(timeout=20) == 7
-    assert start(tmp_path, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)").wait(timeout=20) == 137
+    for code, expected in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)):
+        process = start(tmp_path, sys.executable, "-c", code)
+        assert process.stdin is not None
+        with process.stdin:
+            assert process.wait(timeout=20) == expected
 
 
 def test_what_a_killed_watchdog_leaves_is_cleared_by_the_next_run(tmp_path):
     process, (parent, child) = start_family(tmp_path)
     assert watchdog.clear_stale(tmp_path) == [], "its watchdog lives"
     assert alive(child)
-    process.kill()
-    process.wait()
+    assert process.stdin is not None
+    with process.stdin:
+        process.kill()
+        process.wait()
     wait_until(lambda: not alive(parent))
     assert alive(child), "this is what has to be cleared"
     assert watchdog.clear_stale(tmp_path) == [parent]

@@ -15,12 +15,21 @@ from tests.support import a_record, make_context
 
 # stage -> (VERSION, content digest of the fixture below)
 PINNED = {
-    "prompts": (1, ""),
-    "filter": (1, ""),
-    "dedup": (1, ""),
-    "dataset": (1, ""),
+    "prompts": (1, "8c3eb5e9e38c6f14433bdce0a24e975a28a34b74efef672fdf7e31dd1ed4e2fa"),
+    "filter": (1, "399d473be0aa5d10031e575771e150ca08ac2636c45a19d04b6749fbce59e84a"),
+    "dedup": (1, "5d043140714ec5b204ddc41284f335995663306df5c6e55b384520cd46827334"),
+    "dataset": (1, "f7bcdcc91a2aa47e1441a9e38f69e5706a3dcd63c9aafdb14755e387bc51e8b6"),
 }
-TEXTS = ["2", " 2", "It is 1,002.", "I\u2019m sorry, but I can\u2019t help with that.", "", "so " * 40, "caf\u00e9", "CAFE\u0301"]
+TEXTS = [
+    "2",
+    " 2",
+    "It is 1,002.",
+    "I\u2019m sorry, but I can\u2019t help with that.",
+    "",
+    "so " * 40,
+    "caf\u00e9",
+    "CAFE\u0301",
+]
 ROWS = [
     a_record(
         row_id=f"{number:032x}",
@@ -42,7 +51,7 @@ SOURCES = {"a": {"source": "s", "revision": "1", "license": "MIT", "description"
 
 def prompts_cfg(folder: Path) -> PromptsStep:
     (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), "utf-8")
-    (folder / "t.jinja").write_text("{{ q }} {{ '!' * (id % 4) }}", "utf-8")
+    (folder / "t.jinja").write_text("{{ q }} {{ '!' * (id % 2) }}", "utf-8")
     one = {
         "source": {"kind": "jsonl", "path": folder / "q.jsonl"},
         "columns": {"answer": "a"},
@@ -50,7 +59,9 @@ def prompts_cfg(folder: Path) -> PromptsStep:
         "system": "Be brief.",
     }
     near = {"ngram": 3, "threshold": 0.9}
-    return PromptsStep.model_validate({"prompts": {"sets": {"one": one}, "test": 0.1, "validation": 0.1, "near_test": near}})
+    return PromptsStep.model_validate(
+        {"prompts": {"sets": {"one": one}, "test": 0.1, "validation": 0.1, "near_test": near}}
+    )
 
 
 def upstream_of(folder: Path) -> Mapping[str, Path]:
@@ -75,4 +86,6 @@ def test_content_is_pinned(tmp_path: Path, name: str, stage: ModuleType, cfg: Co
     used = prompts_cfg(tmp_path) if cfg is None else cfg
     result = stage.run(used, upstream_of(tmp_path), tmp_path / "out", make_context(tmp_path))
     found = (stage.VERSION, result.content)
-    assert found == PINNED[name], f"{name}: output changed: bump VERSION and pin {found} (rejected: {dict(result.rejected)})"
+    assert found == PINNED[name], (
+        f"{name}: output changed: bump VERSION and pin {found} (rejected: {dict(result.rejected)})"
+    )

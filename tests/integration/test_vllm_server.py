@@ -42,7 +42,13 @@ def write_prompts(folder: Path, count: int) -> None:
 
 
 def config(model: Path, max_tokens: int = 24, **teacher: object) -> GenerateStep:
-    settings = {"kind": "vllm", "model": str(model), "dtype": "float32", "license": "Apache-2.0", "start_timeout_s": 500}
+    settings = {
+        "kind": "vllm",
+        "model": str(model),
+        "dtype": "float32",
+        "license": "Apache-2.0",
+        "start_timeout_s": 500,
+    }
     env = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     sampling = {"max_tokens": max_tokens}
     return GenerateStep.model_validate(

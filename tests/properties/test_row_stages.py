@@ -1,4 +1,4 @@
-"""What holds for every stage of rows, on any rows: none is lost, doing it twice changes nothing, files do not matter."""
+"""What holds for every stage of rows, on any rows: none is lost, twice is once, files do not matter."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -30,7 +30,9 @@ from tests.support import a_record, make_context
 
 EXAMPLES = settings(max_examples=40)
 
-NASTY = st.sampled_from(["", " ", "\0", "\ufeff", "\r\n", "e\u0301", "\u00e9", "\u202e", "\U0001f40d", "I cannot assist"])
+NASTY = st.sampled_from(
+    ["", " ", "\0", "\ufeff", "\r\n", "e\u0301", "\u00e9", "\u202e", "\U0001f40d", "I cannot assist"]
+)
 TEXT = st.text(max_size=30) | NASTY | st.sampled_from(["it is 5", "IT IS  5", "the end " * 20])
 SETS = st.sampled_from(["one", "two", "three"])
 
@@ -55,7 +57,9 @@ def records(draw: Callable[..., Any]) -> list[Record]:
     ]
 
 
-def run(stage: ModuleType, cfg: ConfigModel, upstream: str, rows: Sequence[Record], folder: Path, size: int = 5) -> Result:
+def run(
+    stage: ModuleType, cfg: ConfigModel, upstream: str, rows: Sequence[Record], folder: Path, size: int = 5
+) -> Result:
     """Run a stage on rows, into `folder/out`."""
     with ShardWriter(folder / upstream / "rows", RECORD_SCHEMA, shard_rows=size) as writer:
         writer.write(to_table(RECORD_SCHEMA, rows))
@@ -138,8 +142,15 @@ def test_dataset(rows: list[Record], upstream_rows: int, shard_rows: int, shuffl
 
 SURROGATES = st.text(st.characters(), max_size=12) | NASTY
 SOURCE_ROW = st.fixed_dictionaries(
-    {"prompt": SURROGATES | st.none() | st.sampled_from(["one two three four five six", "One two three four five SIX"])},
-    optional={"answer": SURROGATES | st.integers() | st.floats(allow_nan=False) | st.none(), "group": st.integers(0, 3)},
+    {
+        "prompt": SURROGATES
+        | st.none()
+        | st.sampled_from(["one two three four five six", "One two three four five SIX"])
+    },
+    optional={
+        "answer": SURROGATES | st.integers() | st.floats(allow_nan=False) | st.none(),
+        "group": st.integers(0, 3),
+    },
 )
 
 

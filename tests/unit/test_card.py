@@ -33,7 +33,10 @@ def card(path: Path, text: str) -> tuple[Any, str]:
 
 def test_nothing_in_the_data_acts_as_markup(tmp_path: Path) -> None:
     meta, body = card(tmp_path, NASTY)
-    assert (meta["license"], meta["license_name"]) == ("other", "x-y-license-mit-script-alert-1-script-code-a-javascript-x-gnp.exe")
+    assert (meta["license"], meta["license_name"]) == (
+        "other",
+        "x-y-license-mit-script-alert-1-script-code-a-javascript-x-gnp.exe",
+    )
     assert "<script>" not in body and "\u202e" not in body and "](javascript" not in body
     assert not any(line.startswith(("---", "license")) for line in body.splitlines())
     rows = [line for line in body.splitlines() if "javascript" in line and line.startswith("|")]

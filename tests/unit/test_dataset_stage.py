@@ -128,14 +128,16 @@ def test_sources_say_who_is_under_which_licence(tmp_path: Path) -> None:
         a_record(row_id="1" * 32, teacher="big", license_set=("Apache-2.0", "MIT")),
         a_record(row_id="2" * 32, teacher="big", prompt_set="other", license_set=("Apache-2.0", "unknown")),
         a_record(row_id="3" * 32, teacher="small", license_set=("MIT",)),
+        a_record(row_id="4" * 32, teacher="solo", license_set=("Apache-2.0", "MIT")),
     ]
     result = run(tmp_path, rows)
     sources: Any = result.metrics["sources"]
     assert sources["teachers"] == {
         "big": {"licenses": ["Apache-2.0"], "rows": 2},
         "small": {"licenses": ["MIT"], "rows": 1},
+        "solo": {"licenses": ["Apache-2.0"], "rows": 1},
     }
-    assert sources["prompt_sets"]["set"] == {**SOURCES["set"], "rows": 2}
+    assert sources["prompt_sets"]["set"] == {**SOURCES["set"], "rows": 3}
     assert sources["prompt_sets"]["other"] == {**SOURCES["other"], "rows": 1}
     assert result.metrics["licenses"] == ["Apache-2.0", "MIT", "unknown"]
 

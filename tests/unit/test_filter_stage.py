@@ -49,13 +49,18 @@ def test_each_reason(tmp_path: Path, row: Record, reason: str) -> None:
 
 def test_kept_rows_keep_their_order_and_are_counted(tmp_path: Path) -> None:
     rows = [said(text, row_id=f"{number:032x}") for number, text in enumerate(["a", "", "b", "c", "", "d", "e"])]
-    result, kept, reasons = run(tmp_path, rows)
+    result, kept, _ = run(tmp_path, rows)
     assert [row.completion[0].content for row in kept] == ["a", "b", "c", "d", "e"]
     assert (result.rows_in, result.rows_out, dict(result.rejected)) == (7, 5, {"empty": 2})
 
 
 def test_verdicts(tmp_path: Path) -> None:
-    rows = [said("it is 5", answer="5"), said("it is 5", answer=None), said("it is 5", answer="6"), said("", answer="5")]
+    rows = [
+        said("it is 5", answer="5"),
+        said("it is 5", answer=None),
+        said("it is 5", answer="6"),
+        said("", answer="5"),
+    ]
     result, kept, _ = run(tmp_path, rows, verifier="numeric")
     assert [row.verified for row in kept] == [True, None]
     assert [row.verified for row in iter_records(tmp_path / "out" / "rejects")] == [False, None]

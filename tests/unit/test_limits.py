@@ -1,6 +1,7 @@
 """How many requests an endpoint gets at a time, on a virtual clock where time matters."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 from pipeline.teacher.limits import FIRST_LIMIT, AdaptiveLimit
 
@@ -10,12 +11,11 @@ def run(coroutine):
 
 
 async def use(limit: AdaptiveLimit, outcome: str, times: int) -> None:
-    """`times` requests that fill the limit, all with one outcome."""
+    """`times` requests that end with one outcome while all other slots are taken."""
     for _ in range(times):
-        async with limit.slot() as window:
-            limit.in_flight += int(limit.limit)  # as if all other slots were taken
-            limit.succeeded() if outcome == "ok" else limit.overloaded(window)
-            limit.in_flight -= int(limit.limit)
+        async with AsyncExitStack() as slots:
+            windows = [await slots.enter_async_context(limit.slot()) for _ in range(int(limit.limit))]
+            limit.succeeded() if outcome == "ok" else limit.overloaded(windows[0])
 
 
 def test_it_starts_small_and_grows_by_one_per_success_up_to_its_maximum():
@@ -104,6 +104,24 @@ def test_cancelled_waiters_and_holders_give_their_slots_back():
         assert limit.in_flight == 0
         async with limit.slot():
             assert limit.in_flight == 1
+
+    run(story())
+
+
+def test_a_slot_handed_to_a_waiter_that_is_cancelled_in_the_same_tick_is_handed_on():
+    async def story() -> None:
+        limit = AdaptiveLimit(1)
+
+        async def hold() -> None:
+            async with limit.slot():
+                await asyncio.sleep(0)
+
+        async with limit.slot():
+            first, second = asyncio.create_task(hold()), asyncio.create_task(hold())
+            await asyncio.sleep(0.01)
+        first.cancel()
+        await second
+        assert limit.in_flight == 0
 
     run(story())
 

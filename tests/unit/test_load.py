@@ -1,11 +1,13 @@
-"""Reading a config: strict YAML, every mistake at once with the nearest valid name, overrides, secrets as references."""
+"""Reading a config: strict YAML, every mistake at once with the nearest valid name, overrides, no literal secrets."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from pipeline.core.config import RunConfig
 from pipeline.core.errors import UsageError
 from pipeline.core.load import Loaded, load_config, read_yaml
 from tests.support import minimal_config, write_project
@@ -232,6 +234,12 @@ class TestSecrets:
         assert "teachers.api.api_key: give a reference such as ${env:API_KEY}" in error.what
         assert LITERAL_KEY not in str(error)
         assert LITERAL_KEY not in repr(error.__cause__)
+
+    def test_not_even_the_models_themselves_echo_it(self) -> None:
+        """A notebook that builds a config without the loader sees pydantic's own message."""
+        with pytest.raises(ValidationError) as caught:
+            RunConfig.model_validate(minimal_config(**openai(api_key=LITERAL_KEY)))
+        assert LITERAL_KEY not in str(caught.value)
 
     @pytest.mark.parametrize(
         "place", ["teachers.api.api_key", "teachers.api.api_key.x", "teachers.api.apikey", "nowhere"]

@@ -13,7 +13,9 @@ def similarity(left: str, right: str, ngram: int) -> float:
     return len(a & b) / len(a | b)
 
 
-@given(st.lists(TEXTS, max_size=12), TEXTS, st.integers(1, 4), st.sampled_from([0.1, 0.25, 0.5, 0.6, 2 / 3, 0.8, 0.9, 1.0]))
+@given(
+    st.lists(TEXTS, max_size=12), TEXTS, st.integers(1, 4), st.sampled_from([0.1, 0.25, 0.5, 0.6, 2 / 3, 0.8, 0.9, 1.0])
+)
 def test_agrees_with_comparing_all_pairs(indexed: list[str], text: str, ngram: int, threshold: float) -> None:
     near = any(similarity(text, other, ngram) >= threshold for other in indexed)
     assert NearIndex(indexed, ngram=ngram, threshold=threshold).is_near(text) is near

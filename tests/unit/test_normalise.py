@@ -14,6 +14,7 @@ from pipeline.text.normalise import normalise, replace_surrogates, tokens, words
         ("caf\u00e9", "cafe\u0301"),
         ("Stra\u00dfe", "STRASSE"),
         ("\u1fb3", "\u03b1\u0345"),
+        ("\u03b1\u0345\u0301", "\u03b1\u0301\u0345"),
         ("a\u00a0b\u3000c", "a b c"),
         ("\u01c4", "\u01c6"),
     ],

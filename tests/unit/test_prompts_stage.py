@@ -85,7 +85,11 @@ def test_all_kinds_of_sources_read_alike(tmp_path: Path, kind: str, monkeypatch:
 
 
 def test_messages_template_and_system(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "?"}, {"role": "user", "content": "2?"}]
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "?"},
+        {"role": "user", "content": "2?"},
+    ]
     chat = write_jsonl(tmp_path / "chat.jsonl", [{"id": 1, "prompt": turns}])
     facts = write_jsonl(tmp_path / "facts.jsonl", [{"id": 1, "a": 2, "b": [3, 4]}])
     template = tmp_path / "t.jinja"
@@ -309,19 +313,29 @@ def test_prompts_near_a_test_prompt_leave(tmp_path: Path) -> None:
     assert result.rejected["near_test"] == 30 - len(kept)
 
 
+def test_of_a_duplicate_in_two_splits_the_kept_one_decides(tmp_path: Path) -> None:
+    groups = {split_of(str(number), validation=0, test=0.5): str(number) for number in range(20)}
+    rows = [{"id": "a", "prompt": "x", "g": groups["train"]}, {"id": "b", "prompt": "x", "g": groups["test"]}]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    _, kept, reasons = run(tmp_path, one_set(path, columns={"group_id": "g"}), test=0.5)
+    assert [(prompt.prompt_id, prompt.split) for prompt in kept] == [("a", "train")]
+    assert reasons == {"b": "duplicate_of:one/a"}
+
+
 def test_the_system_message_does_not_make_prompts_near(tmp_path: Path) -> None:
     rows = [{"id": str(number), "prompt": f"{number} apples, {number * 7} pears?"} for number in range(50)]
     path = write_jsonl(tmp_path / "p.jsonl", rows)
-    _, kept, _ = run(tmp_path, one_set(path, system="You are a most helpful assistant. " * 9), test=0.3)
+    system = " ".join(f"Rule {number} is {number * 3}." for number in range(60))
+    _, kept, _ = run(tmp_path, one_set(path, system=system), test=0.3)
     assert len(kept) == 50
 
 
 def test_a_corrected_card_changes_the_content(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x"}])
     contents = []
-    for number, license_name in enumerate(["MIT", "MIT", "Apache-2.0"]):
+    for number, description in enumerate(["right", "right", "wrong"]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "card.yaml").write_text(f"license: {license_name}\n", "utf-8")
+        (folder / "card.yaml").write_text(f"description: {description}\n", "utf-8")
         contents.append(run(folder, one_set(path, card=folder / "card.yaml"))[0].content)
     assert contents[0] == contents[1] != contents[2]

@@ -238,7 +238,7 @@ def test_the_verdict_gives_accuracy_size_and_speed(tmp_path: Path) -> None:
 def test_a_teacher_behind_an_api_has_no_size_and_no_speed(tmp_path: Path) -> None:
     run = small_run()
     run.evaluation = copy.deepcopy(EVALUATION)
-    run.evaluation["teacher"].update(parameters=None, bytes=None, answers_per_second=None)
+    run.evaluation["teacher"].update(parameters=None, bytes=None, answers_per_second=None, answers_per_second_passes=[])
     _, html = write_report(run, tmp_path)
     assert "of its teacher’s accuracy. Before" in text_of(html)
     shown = section(html, "evaluation")
@@ -270,6 +270,36 @@ def test_a_gap_within_the_error_is_not_sold_as_progress(tmp_path: Path) -> None:
     run.evaluation.update(gap_closed=0.02, gap_closed_ci95=[-0.01, 0.05])
     _, html = write_report(run, tmp_path)
     assert "within the error, this may be nothing" in text_of(html)
+
+
+def test_a_teacher_no_better_than_the_base_leaves_no_gap(tmp_path: Path) -> None:
+    run = small_run()
+    run.evaluation = copy.deepcopy(EVALUATION)
+    run.evaluation["teacher"].update(accuracy=0.1, ci95=[0.09, 0.11])
+    run.evaluation.update(gap_closed=1.5, gap_closed_ci95=[1.1, 2.0])
+    _, html = write_report(run, tmp_path)
+    assert "there is no gap to close" in text_of(html)
+    assert "150.0" not in text_of(html)
+
+
+def test_a_base_without_validation_prompts_was_asked_like_the_student(tmp_path: Path) -> None:
+    run = small_run()
+    run.evaluation = copy.deepcopy(EVALUATION)
+    run.evaluation["base"].update(method="strict", methods={}, methods_n=0)
+    _, html = write_report(run, tmp_path)
+    assert "no other way of asking was tried" in section(html, "evaluation")
+
+
+def test_how_it_was_measured_is_told_with_the_numbers(tmp_path: Path) -> None:
+    run = small_run()
+    run.evaluation = copy.deepcopy(EVALUATION)
+    run.evaluation["base"].update(cut=7, prompt_too_long=1)
+    _, html = write_report(run, tmp_path)
+    shown = section(html, "evaluation")
+    assert "(2,000 resamples). Not scored: 12 no_reference." in shown
+    assert "median of 3 warm passes over 512 prompts in batches of 64" in shown
+    assert "tried on 500 validation prompts" in shown
+    assert "Base: 7 answers cut at the cap on tokens and scored as they are, 1 prompt too long for the model." in shown
 
 
 def test_tasks_have_a_table_only_where_there_are_tasks(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def key(teacher, cache, sample=0, messages=MESSAGES, draw=0, **sampling: object)
 
 
 def test_the_key_is_pinned_since_stored_answers_hang_on_it(cache):
-    assert key(openai(), cache) == "PINNED"
+    assert key(openai(), cache) == "7c66f040000fb01a4dcb886820830045adeaa2c4450e2c3af9e219565a0ded73"
 
 
 @pytest.mark.parametrize(

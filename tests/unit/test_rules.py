@@ -69,8 +69,15 @@ def test_the_built_in_phrases_are_in_the_form_they_are_compared_in() -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "empty"), (" \n\u3000", "empty"), ("ab", "too_short"), (" ab ", "too_short"), ("abc", None)]
-    + [("abcde", None), ("abcdef", "too_long")],
+    [
+        ("", "empty"),
+        (" \n\u3000", "empty"),
+        ("ab", "too_short"),
+        (" ab ", "too_short"),
+        ("abc", None),
+        ("abcde", None),
+        ("abcdef", "too_long"),
+    ],
 )
 def test_lengths(text: str, reason: str | None) -> None:
     assert length_reason(text, min_chars=3, max_chars=5) == reason

@@ -100,6 +100,23 @@ class TestCommit:
         assert quarantined(store) == []
         assert staged_folders(store) == []
 
+    def test_a_writer_that_loses_the_race_at_the_rename_adopts_the_winners(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = os.rename
+
+        def rename(source: Path, target: Path) -> None:
+            if target.name == KEY:
+                monkeypatch.undo()
+                commit(store, "winner", "1" * 64)
+            real(source, target)
+
+        monkeypatch.setattr(os, "rename", rename)
+        loser = commit(store, "loser", "2" * 64)
+        assert (loser.path / "rows" / "part-00000.parquet").read_text("utf-8") == "winner"
+        assert loser.manifest.content == "1" * 64
+        assert staged_folders(store) == []
+
     def test_a_second_writer_replaces_a_corrupt_one(self, store: Store) -> None:
         first = commit(store, "first")
         (first.path / "facts.json").write_text("[]", "utf-8")

@@ -86,7 +86,7 @@ def test_a_megabyte_of_anything_is_read_in_linear_time(piece: str) -> None:
     final_number(piece * (1_000_000 // len(piece)))  # a quadratic rule would run into the test's timeout
 
 
-@pytest.mark.skipif(not GSM8K.is_file(), reason=f"needs GSM8K's train.jsonl at {GSM8K.parent.parent.parent.name}/data/gsm8k")
+@pytest.mark.skipif(not GSM8K.is_file(), reason="needs ../shared/data/gsm8k/train.jsonl beside the repository")
 def test_the_gold_answers_of_gsm8k() -> None:
     rows = [json.loads(line) for line in GSM8K.read_text("utf-8").splitlines()]
     assert len(rows) == 7473

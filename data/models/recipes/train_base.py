@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 OUTPUT = Path(__file__).parents[1] / "tiny-base"
 SEED = 2
-STEPS = 3000
+STEPS = 2600
 BATCH = 32
 LENGTH = 128
 ROLES = ("<system>", "<user>", "<model>")
@@ -91,7 +91,7 @@ def train(steps: int, output: Path, *, muon_lr: float, adam_lr: float) -> None:
     tokenizer = make_tokenizer()
     model = new_model(tokenizer, width=96, layers=4, inner=280, heads=3)
     print(f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters", flush=True)
-    optimizers = Optimizers(model, steps=steps, muon_lr=muon_lr, adam_lr=adam_lr, decay=0.6)
+    optimizers = Optimizers(model, steps=steps, muon_lr=muon_lr, adam_lr=adam_lr, decay=0.9)
     began, recent = time.process_time(), 0.0
     for step, inputs in zip(itertools.count(1), batches(tokenizer, steps), strict=False):
         loss = model(input_ids=inputs, labels=inputs, use_cache=False).loss
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--muon-lr", type=float, default=0.008)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
     args = parser.parse_args()
     train(args.steps, args.output, muon_lr=args.muon_lr, adam_lr=args.adam_lr)

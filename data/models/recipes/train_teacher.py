@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--muon-lr", type=float, default=0.008)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
     args = parser.parse_args()
     train(args.steps, args.output, muon_lr=args.muon_lr, adam_lr=args.adam_lr)

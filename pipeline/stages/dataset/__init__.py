@@ -149,7 +149,7 @@ def _write_split(
             with pa.ipc.open_file(str(path)) as reader:
                 table = reader.read_all()
             # Rows with equal ids (an artefact made by hand could hold some) stay in the order they came in.
-            table = table.sort_by("order").select(schema.names).cast(schema).combine_chunks()
+            table = table.sort_by("order").select(schema.names).cast(schema)
             writer.write(table)
             ctx.progress.advance(table.num_rows)
     written = writer.written()

@@ -29,14 +29,26 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What was measured of one model. None: not known (an API says neither size nor speed)."""
+    """What was measured of one model. None: not known (an API says neither size nor speed).
+
+    Attributes:
+        role: "teacher", "base" or "student".
+        accuracy, parameters, bytes: as they are.
+        answers_per_second: median of `passes` passes.
+        by_task: task -> (prompts, accuracy).
+        cut: answers that ended at the cap on tokens.
+        prompt_too_long: prompts that left the model no room to answer.
+    """
 
     role: str
     accuracy: Interval
     parameters: int | None
     bytes: int | None
     answers_per_second: float | None
+    passes: int
     by_task: Mapping[str, tuple[int, float]]
+    cut: int
+    prompt_too_long: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +58,28 @@ class Evaluation:
     Attributes:
         n: test prompts.
         metric, engine, precision: how answers were compared and computed.
+        bootstrap: resamples behind each interval.
+        speed_prompts, batch_size: prompts of a pass of the speed measurement, and how many at once.
         models: teacher, base, student.
         method: the way of asking that served the base best on the validation prompts.
-        methods: way of asking -> the base's accuracy on the validation prompts.
+        methods: way of asking -> the base's accuracy on `methods_n` validation prompts; empty where there are none.
         strict_accuracy: the base's accuracy on the test prompts when asked like the student.
         retained: the student's accuracy over the teacher's.
-        gap_closed: (student - base) / (teacher - base).
+        gap_closed: (student - base) / (teacher - base); undefined unless the teacher is better than the base.
     """
 
     n: int
     metric: str
     engine: str
     precision: str
+    bootstrap: int
+    speed_prompts: int
+    batch_size: int
     models: tuple[Model, Model, Model]
     method: str
     methods: Mapping[str, float]
-    strict_accuracy: float | None
+    methods_n: int
+    strict_accuracy: float
     retained: Interval
     gap_closed: Interval
 
@@ -75,29 +93,36 @@ def read_evaluation(artefacts: Artefacts) -> Evaluation:
     """Read `evaluation.json`."""
     found = artefacts.json("evaluate", "evaluation.json")
     base = found["base"]
+    has_gap = found["teacher"]["accuracy"] > base["accuracy"]
     return Evaluation(
         n=found["n"],
         metric=found["metric"],
         engine=found["engine"],
         precision=found["precision"],
+        bootstrap=found["bootstrap"],
+        speed_prompts=found["speed"]["prompts"],
+        batch_size=found["speed"]["batch_size"],
         models=(_model("teacher", found["teacher"]), _model("base", base), _model("student", found["student"])),
         method=base["method"],
         methods=base["methods"],
-        strict_accuracy=base.get("strict_accuracy"),
+        methods_n=base["methods_n"],
+        strict_accuracy=base["strict_accuracy"],
         retained=_interval(found["retained"], found["retained_ci95"]),
-        gap_closed=_interval(found["gap_closed"], found["gap_closed_ci95"]),
+        gap_closed=_interval(found["gap_closed"], found["gap_closed_ci95"]) if has_gap else Interval(None, None, None),
     )
 
 
 def _model(role: str, found: Mapping[str, Any]) -> Model:
-    tasks = found.get("by_task") or {}
     return Model(
         role=role,
         accuracy=_interval(found["accuracy"], found["ci95"]),
         parameters=found["parameters"],
         bytes=found["bytes"],
         answers_per_second=found["answers_per_second"],
-        by_task={task: (scored["n"], scored["accuracy"]) for task, scored in tasks.items()},
+        passes=len(found["answers_per_second_passes"]),
+        by_task={task: (scored["n"], scored["accuracy"]) for task, scored in found["by_task"].items()},
+        cut=found["cut"],
+        prompt_too_long=found["prompt_too_long"],
     )
 
 

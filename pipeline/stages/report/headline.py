@@ -34,12 +34,14 @@ def verdict(found: Evaluation) -> str:
 
 def base_sentence(found: Evaluation) -> str:
     """One sentence: what the training added over the base, asked in the way that served the base best."""
-    _, base, _ = found.models
+    teacher, base, _ = found.models
     start = (
         f"Before training, the same model answers {percent(base.accuracy.value)} correctly "
         f"when asked in the way that suits it best ({method_name(found.method)})"
     )
     gap = found.gap_closed
+    if (base.accuracy.value or 0.0) >= (teacher.accuracy.value or 0.0):
+        return start + ", no less than the teacher: there is no gap to close."
     if gap.value is None:
         return start + "."
     if gap.value <= 0:

@@ -91,11 +91,14 @@ def _source_hash(content: str) -> str:
 
 def _verdict(facts: Facts) -> dict[str, Any]:
     found = facts.evaluation
-    dataset = next(step for step in facts.steps if step.kind == "dataset")
+    by_kind = {step.kind: step for step in facts.steps}
+    timed = next((model for model in found.models if model.answers_per_second is not None), None)
     return {
         "verdict": headline.verdict(found),
         "base_sentence": headline.base_sentence(found),
-        "cards": headline.cards(found, dataset.rows_out),
+        "cards": headline.cards(found, by_kind["dataset"].rows_out),
+        "not_scored": by_kind["evaluate"].rejected,
+        "passes": 0 if timed is None else timed.passes,
         "accuracy_chart": accuracy_chart(found),
         "comparison_chart": comparison_chart(found),
         "has_unknown_numbers": any(

@@ -104,9 +104,9 @@ def count(value: int | None) -> str:
     return NO_VALUE if value is None else f"{value:,}"
 
 
-def plural(number: int, noun: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+def plural(number: int, noun: str, many: str | None = None) -> str:
+    """`1 row`, `2 rows`; `many` is the plural where an s does not make it."""
+    return f"{count(number)} {noun if number == 1 else many or noun + 's'}"
 
 
 def percent(share: float | None) -> str:

@@ -1,0 +1,231 @@
+"""Getting the answers: from local models in worker processes, from an API through the response store."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from pipeline.core.config import EvaluateStep
+from pipeline.core.config_base import LocalModel
+from pipeline.core.config_teacher import Retry, Sampling, VllmTeacher
+from pipeline.core.lineage import DigestCache
+from pipeline.core.record import Prompt, ShardWriter, message_dict
+from pipeline.core.stage import Context
+from pipeline.stages.evaluate.questions import Questions
+from pipeline.student.jobs import AnswerJob, Exam, Examined, Question, Speed, read_examined
+from pipeline.student.process import Files, Report, run_process
+from pipeline.teacher.ask import ask
+from pipeline.teacher.request import Asked
+
+WORKER: Final = "pipeline.student.answer"
+ANSWERS: Final = pa.schema(
+    [
+        pa.field("prompt_set", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("task", pa.string()),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+    ]
+)
+CHUNK: Final = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One model's answers to one list of prompts, in order.
+
+    Attributes:
+        texts: what is compared with the references.
+        finish_reasons: as in `student.jobs.Answer`, or the API's.
+        ids: (set, id) of each prompt; empty where the list is the test prompts as they are.
+        parameters, bytes: of the stored weights; None where they are not known.
+    """
+
+    texts: tuple[str, ...]
+    finish_reasons: tuple[str, ...]
+    ids: tuple[tuple[str, str], ...] = ()
+    parameters: int | None = None
+    bytes: int | None = None
+
+    def first_lines(self) -> "Answered":
+        """The first line of each answer that is not blank."""
+        return replace(self, texts=tuple(first_line(text) for text in self.texts))
+
+    def only(self, prompts: Sequence[Prompt]) -> "Answered":
+        """The answers to these prompts."""
+        at = {one: index for index, one in enumerate(self.ids)}
+        places = [at[prompt.prompt_set, prompt.prompt_id] for prompt in prompts]
+        texts, reasons = [self.texts[place] for place in places], [self.finish_reasons[place] for place in places]
+        return replace(self, texts=tuple(texts), finish_reasons=tuple(reasons), ids=())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswers:
+    """All that one local model answered, and how fast (answers per second, one figure a warm pass)."""
+
+    examined: Examined
+    passes: tuple[float, ...]
+
+    def of(self, questions: str) -> Answered:
+        """Its answers to a list of questions."""
+        answers = self.examined.answers[questions]
+        return Answered(
+            texts=tuple(answer.text for answer in answers),
+            finish_reasons=tuple(answer.finish_reason for answer in answers),
+            parameters=self.examined.parameters,
+            bytes=self.examined.bytes,
+        )
+
+
+def first_line(text: str) -> str:
+    """The first line that is not blank, without white space around it; "" if there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+# ---------------------------------------------------------------------------------------------------- API teachers
+
+
+def ask_teacher(
+    cfg: EvaluateStep, prompts: Sequence[Prompt], ctx: Context
+) -> tuple[Answered | None, dict[tuple[str, str], str]]:
+    """The answers of a teacher that is not run here, and (set, id) -> reason of the prompts it gives none to.
+
+    (None, {}) for a local teacher: it answers in a worker like the other models.
+    """
+    if isinstance(cfg.teacher, VllmTeacher):
+        return None, {}
+    sampling = Sampling(temperature=0.0, max_tokens=cfg.evaluate.max_tokens)
+    asked = Asked.of(cfg.teacher, sampling, 0, DigestCache(ctx.data / "cache" / "digests.json"))
+    requests = [asked.request(row.prompt_set, row.prompt_id, 0, row.prompt) for row in prompts]
+    ctx.progress.start(len(requests), "answers")
+    answers = list(ask(cfg.teacher, asked, Retry(), requests, ctx))
+    ids = tuple((row.prompt_set, row.prompt_id) for row in prompts)
+    pairs = zip(ids, answers, strict=True)
+    refused = {one: f"no_teacher_answer:{answer.rejected}" for one, answer in pairs if answer.rejected is not None}
+    texts = tuple(answer.text for answer in answers)
+    return Answered(texts, tuple(answer.finish_reason for answer in answers), ids), refused
+
+
+# ---------------------------------------------------------------------------------------------------- local models
+
+
+def examine(cfg: EvaluateStep, student: Path, questions: Questions, ctx: Context) -> dict[str, ModelAnswers]:
+    """Let the local models answer: the test prompts all of them, and what its way is chosen by the base.
+
+    Speed is measured on the first `speed_prompts` test prompts, with all models loaded.
+    """
+    exams = local_exams(cfg, student, questions)
+    speed = Speed("test", cfg.evaluate.speed_prompts, cfg.evaluate.speed_passes)
+    timed = min(speed.limit, len(questions.test)) * (speed.passes + 1) * len(exams)
+    ctx.progress.start(sum(len(items) for exam in exams for items in exam.questions.values()) + timed, "answers")
+    if cfg.evaluate.engine == "transformers":
+        found = run_answers(job_of(cfg, exams, speed), "answer", ctx)
+        return {name: ModelAnswers(one, one.answers_per_second) for name, one in found.items()}
+    # vLLM does not give back all that an engine held, so each model gets a process, and the measurement another.
+    found = {
+        exam.name: run_answers(job_of(cfg, (exam,), None), f"answer-{exam.name}", ctx)[exam.name] for exam in exams
+    }
+    clocked = run_answers(job_of(cfg, exams, speed, answers=False), "speed", ctx)
+    return {name: ModelAnswers(one, clocked[name].answers_per_second) for name, one in found.items()}
+
+
+def answer_three_shot(cfg: EvaluateStep, questions: Questions, ctx: Context) -> Answered:
+    """The base's answers to the test prompts behind the examples: asked for only where that way served it best."""
+    asked = three_shot(questions, questions.test)
+    ctx.progress.start(len(asked), "answers")
+    exam = exam_of("base", cfg.student, {"test_three_shot": asked})
+    found = run_answers(job_of(cfg, (exam,), None), "three-shot", ctx)["base"]
+    return ModelAnswers(found, ()).of("test_three_shot").first_lines()
+
+
+def local_exams(cfg: EvaluateStep, student: Path, questions: Questions) -> tuple[Exam, ...]:
+    """The local models and what each is asked."""
+    test, validation = chat(questions.test), chat(questions.validation)
+    shown = three_shot(questions, questions.validation)
+    teacher = cfg.teacher
+    return (
+        *([exam_of("teacher", teacher, {"test": test})] if isinstance(teacher, VllmTeacher) else []),
+        exam_of("base", cfg.student, {"test": test, "validation": validation, "validation_three_shot": shown}),
+        Exam("student", str(student.resolve()), None, {"test": test}),
+    )
+
+
+def exam_of(name: str, model: LocalModel, questions: dict[str, tuple[Question, ...]]) -> Exam:
+    """What a model of the config is asked."""
+    return Exam(name, model.model if model.folder is None else str(model.folder), model.revision, questions)
+
+
+def chat(prompts: Sequence[Prompt]) -> tuple[Question, ...]:
+    """Prompts for the chat template."""
+    return tuple(Question(messages=tuple(message_dict(turn) for turn in row.prompt)) for row in prompts)
+
+
+def three_shot(questions: Questions, prompts: Sequence[Prompt]) -> tuple[Question, ...]:
+    """Prompts as raw text behind the solved examples, the same ones for all."""
+    return tuple(Question(text=questions.three_shot_text(row)) for row in prompts)
+
+
+def job_of(cfg: EvaluateStep, exams: tuple[Exam, ...], speed: Speed | None, *, answers: bool = True) -> AnswerJob:
+    """The worker's job."""
+    config = cfg.evaluate
+    return AnswerJob(
+        engine=config.engine,
+        precision=config.precision,
+        max_tokens=config.max_tokens,
+        batch_size=config.batch_size,
+        threads=config.threads,
+        exams=exams,
+        speed=speed,
+        answers=answers,
+    )
+
+
+def run_answers(job: AnswerJob, name: str, ctx: Context) -> dict[str, Examined]:
+    """Run a worker on the job and read what its models answered."""
+    path = ctx.workdir / f"{name}.json"
+    job.write(path)
+    env = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
+    if all(exam.revision is None for exam in job.exams):
+        env["HF_HUB_OFFLINE"] = "1"
+
+    def report(line: Report) -> None:
+        match line:
+            case {"answers": int(count), "tokens": int(tokens)}:
+                ctx.progress.advance(count, tokens=tokens)
+            case _:
+                raise ValueError(f"a report that nobody knows: {sorted(line)}")
+
+    run_process([sys.executable, "-m", WORKER, str(path)], path, ctx, report, env)
+    return read_examined(Files(path).beside(".result.json"))
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def write_answers(
+    folder: Path, prompts: Sequence[Prompt], answered: Mapping[str, Answered], right: Mapping[str, Sequence[bool]]
+) -> str:
+    """Write one row a prompt and model, in the order of the prompts; returns their content digest."""
+    with ShardWriter(folder, ANSWERS) as writer:
+        for start in range(0, len(prompts), CHUNK):
+            rows = [
+                (
+                    row.prompt_set,
+                    row.prompt_id,
+                    row.task,
+                    name,
+                    found.texts[at],
+                    right[name][at],
+                    found.finish_reasons[at],
+                )
+                for at, row in enumerate(prompts[start : start + CHUNK], start)
+                for name, found in answered.items()
+            ]
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            writer.write(pa.table(dict(zip(ANSWERS.names, columns, strict=True)), schema=ANSWERS))
+    return writer.written().content

@@ -1,0 +1,157 @@
+"""Stage `generate` on a fixed fixture: which rows it makes, and that their bytes do not change by accident."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.config import GenerateStep
+from pipeline.core.lineage import row_id
+from pipeline.core.record import PROMPT_SCHEMA, Message, ShardWriter, iter_records, read_shards, to_table
+from pipeline.core.stage import Result
+from pipeline.stages import generate
+from tests.faults.scripted_server import Act, ScriptedServer, Seen, completion, failure
+from tests.support import a_prompt, make_context
+
+CONTENT = "8f63df3868eb5cc67555c4d68d124b393a803a89d72d91fdd88700d3f8c54def"
+ROWS = [
+    a_prompt(prompt_set="arithmetic", prompt_id="a", prompt=(Message("user", "1+1?"),), answer="2", task="sum"),
+    a_prompt(prompt_set="arithmetic", prompt_id="b", split="test", prompt=(Message("user", "secret"),)),
+    a_prompt(prompt_set="arithmetic", prompt_id="c", split="validation", prompt=(Message("user", "long"),)),
+    a_prompt(prompt_set="other", prompt_id="a", prompt=(Message("user", "refused"),), license="CC-BY-4.0"),
+    a_prompt(prompt_set="other", prompt_id="b", prompt=(Message("user", "1+1?"),), license="CC-BY-4.0"),
+]
+
+
+def script(seen: Seen, _: int) -> Act:
+    if seen.prompt == "refused":
+        return failure(400, "no")
+    if seen.prompt == "long":
+        return completion("so far", finish="length", reasoning_content="thinking")
+    return completion("2")
+
+
+def config(server: ScriptedServer, **generate: object) -> GenerateStep:
+    teacher = {"kind": "openai", "base_url": server.url, "provider": "p", "model": "m", "license": "Apache-2.0"}
+    return GenerateStep.model_validate({"teacher": teacher, "generate": {"teacher": "tiny", "samples": 2, **generate}})
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    with ShardWriter(tmp_path / "prompts" / "rows", PROMPT_SCHEMA, shard_rows=2) as writer:
+        writer.write(to_table(PROMPT_SCHEMA, ROWS))
+    return tmp_path / "prompts"
+
+
+def run(folder: Path, prompts: Path, cfg: GenerateStep, out: str = "out") -> Result:
+    return generate.run(cfg, {"prompts": prompts}, folder / out, make_context(folder))
+
+
+def test_output_unchanged_or_bump_version(tmp_path, prompts):
+    with ScriptedServer(script) as server:
+        result = run(tmp_path, prompts, config(server))
+    assert (result.content, generate.VERSION) == (CONTENT, 1), "output changed: bump VERSION"
+
+
+def test_test_prompts_never_reach_the_teacher_and_are_not_counted(tmp_path, prompts):
+    with ScriptedServer(script) as server:
+        result = run(tmp_path, prompts, config(server))
+    assert "secret" not in server.prompts
+    assert result.rows_in == 8
+    assert result.rows_out + sum(result.rejected.values()) == 8
+    assert result.rejected == {"bad_request": 2}
+
+
+def test_rows_say_what_was_asked_and_under_which_terms(tmp_path, prompts):
+    with ScriptedServer(script) as server:
+        run(tmp_path, prompts, config(server))
+    records = list(iter_records(tmp_path / "out" / "rows"))
+    order = [(record.prompt_set, record.prompt_id, record.sample) for record in records]
+    assert order == sorted(order) and len(order) == 6
+    first, _, long, *_, last = records
+    assert (first.answer, first.task, first.split, first.teacher) == ("2", "sum", "train", "tiny")
+    assert first.license_set == ("Apache-2.0", "MIT") and last.license_set == ("Apache-2.0", "CC-BY-4.0")
+    assert long.completion == (Message("assistant", "so far", "thinking"),) and long.finish_reason == "length"
+    assert (first.prompt_tokens, first.completion_tokens) == (7, 3)
+    assert len({record.row_id for record in records}) == 6
+    rejects = [row for table in read_shards(tmp_path / "out" / "rejects") for row in table.to_pylist()]
+    assert [(row["prompt_id"], row["sample"], row["reason"]) for row in rejects] == [
+        ("a", 0, "bad_request"),
+        ("a", 1, "bad_request"),
+    ]
+
+
+def test_equal_prompts_of_two_sets_are_asked_once_but_stay_two_rows(tmp_path, prompts):
+    with ScriptedServer(script) as server:
+        run(tmp_path, prompts, config(server, samples=1))
+    assert sorted(server.prompts) == ["1+1?", "long", "refused"]
+    records = {(r.prompt_set, r.prompt_id): r for r in iter_records(tmp_path / "out" / "rows")}
+    one, other = records["arithmetic", "a"], records["other", "b"]
+    assert one.completion == other.completion and one.row_id != other.row_id
+
+
+def test_the_row_id_comes_from_prompt_and_request_key(tmp_path, prompts):
+    from pipeline.core.lineage import DigestCache
+    from pipeline.teacher.request import Asked
+
+    with ScriptedServer(script) as server:
+        cfg = config(server)
+        run(tmp_path, prompts, cfg)
+    asked = Asked.of(cfg.teacher, cfg.generate.sampling, 0, DigestCache(tmp_path / "digests.json"))
+    request = asked.request("arithmetic", "a", 1, ROWS[0].prompt)
+    records = list(iter_records(tmp_path / "out" / "rows"))
+    assert records[1].row_id == row_id("arithmetic", "a", request.key)
+
+
+def test_a_rerun_from_stored_answers_asks_nothing_and_gives_the_same_files(tmp_path, prompts):
+    with ScriptedServer(script) as server:
+        first = run(tmp_path, prompts, config(server), "first")
+        asked = len(server.seen)
+        second = run(tmp_path, prompts, config(server), "second")
+        assert len(server.seen) == asked
+    assert first == second
+    for path in sorted((tmp_path / "first").rglob("*.parquet")):
+        assert path.read_bytes() == (tmp_path / "second" / path.relative_to(tmp_path / "first")).read_bytes()
+
+
+def test_more_samples_ask_only_for_the_new_ones(tmp_path, prompts):
+    with ScriptedServer(script) as server:
+        run(tmp_path, prompts, config(server, samples=1), "one")
+        asked = len(server.seen)
+        run(tmp_path, prompts, config(server, samples=3), "three")
+    assert (asked, len(server.seen)) == (3, 9)
+
+
+def test_the_manifest_knows_the_teacher_but_no_path_and_no_key(tmp_path, prompts):
+    with ScriptedServer(script) as server:
+        metrics = run(tmp_path, prompts, config(server)).metrics
+    assert metrics["tokens_in"] == 42 and metrics["tokens_out"] == 18
+    assert metrics["finish_reasons"] == {"length": 2, "stop": 4}
+    teacher = metrics["teacher"]
+    assert isinstance(teacher, dict)
+    identity = teacher.pop("identity")
+    assert len(identity) == 64
+    assert teacher == {
+        "name": "tiny",
+        "kind": "openai",
+        "model": "m",
+        "license": "Apache-2.0",
+        "origin": "API of p",
+    }
+
+
+def test_replayed_completions_need_no_server(tmp_path, prompts):
+    path = tmp_path / "completions.jsonl"
+    path.write_text('{"q": "1+1?", "a": "two"}\n')
+    teacher = {"kind": "replay", "path": path, "origin": "people", "prompt": "q", "completion": "a", "license": "MIT"}
+    cfg = GenerateStep.model_validate({"teacher": teacher, "generate": {"teacher": "people"}})
+    result = run(tmp_path, prompts, cfg)
+    assert (result.rows_out, result.rejected) == (2, {"no_completion": 2})
+    assert generate.input_files(cfg) == {"teachers.people.path": path}
+    assert isinstance(result.metrics["teacher"], dict) and result.metrics["teacher"]["origin"] == "people"
+
+
+def test_weights_count_as_input_files_and_apis_have_none(tmp_path):
+    local = {"teacher": {"kind": "vllm", "model": str(tmp_path)}, "generate": {"teacher": "tiny"}}
+    assert generate.input_files(GenerateStep.model_validate(local)) == {"teachers.tiny.model": tmp_path}
+    hub = {"teacher": {"kind": "vllm", "model": "org/name", "revision": "abc"}, "generate": {"teacher": "tiny"}}
+    assert generate.input_files(GenerateStep.model_validate(hub)) == {}

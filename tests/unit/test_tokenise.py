@@ -1,0 +1,119 @@
+"""Rows as token ids: what is trained, what is not, and which rows are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import UsageError
+from pipeline.student.tokenise import IGNORED, Checks, Encoded, encode, load_tokenizer, stop_ids
+from tests.tiny_models import make_tiny_model
+
+ASK = [{"role": "user", "content": "What is 1 + 1?"}]
+TELL = [{"role": "assistant", "content": "It is 2."}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: Path) -> Any:
+    return load_tokenizer(str(model), None)
+
+
+@pytest.fixture
+def with_template(tokenizer: Any) -> Any:
+    """Set another chat template for a test."""
+    before = tokenizer.chat_template
+    yield lambda template: setattr(tokenizer, "chat_template", template)
+    tokenizer.chat_template = before
+
+
+def row(tokenizer: Any, stops: tuple[int, ...]) -> Encoded | None:
+    return encode(tokenizer, [ASK], [TELL], stops)[0]
+
+
+def test_the_completion_and_its_end_are_trained_and_the_prompt_is_not(model: Path, tokenizer: Any) -> None:
+    stops = stop_ids(str(model), None, tokenizer)
+    found = row(tokenizer, stops)
+    assert found is not None
+    prompt, completion = found.ids[: found.prompt_tokens], found.ids[found.prompt_tokens :]
+    assert tokenizer.decode(prompt) == "<s><|user|>What is 1 + 1?<|assistant|>"
+    assert tokenizer.decode(completion) == "It is 2.</s>"
+    assert found.labels == [IGNORED] * len(prompt) + list(completion)
+    assert found.labels[-1] in stops
+
+
+def test_what_the_template_writes_behind_the_end_is_not_trained(tokenizer: Any, with_template: Any) -> None:
+    with_template(tokenizer.chat_template.replace("{{ eos_token }}", "{{ eos_token }}{{ '\n' }}"))
+    found = row(tokenizer, (tokenizer.eos_token_id,))
+    assert found is not None and found.ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_completion_without_an_end_is_counted(tokenizer: Any, with_template: Any) -> None:
+    with_template(tokenizer.chat_template.replace("{{ eos_token }}", ""))
+    stops = (tokenizer.eos_token_id,)
+    checks = Checks()
+    found = row(tokenizer, stops)
+    assert found is not None
+    checks.add(found, stops, tokenizer.bos_token_id)
+    with pytest.raises(UsageError, match="never learn to stop: 1 of 1 rows"):
+        checks.require_trainable(tokenizer, stops, "model", {})
+
+
+def test_a_prompt_that_is_no_prefix_is_refused(tokenizer: Any, with_template: Any) -> None:
+    with_template(tokenizer.chat_template + "{% if add_generation_prompt %}<think>{% endif %}")
+    assert row(tokenizer, (tokenizer.eos_token_id,)) is None
+
+
+def test_two_bos_are_refused(tokenizer: Any, with_template: Any) -> None:
+    with_template("{{ bos_token }}" + tokenizer.chat_template)
+    stops = (tokenizer.eos_token_id,)
+    checks = Checks()
+    found = row(tokenizer, stops)
+    assert found is not None
+    checks.add(found, stops, tokenizer.bos_token_id)
+    with pytest.raises(UsageError, match="two BOS"):
+        checks.require_trainable(tokenizer, stops, "model", {})
+
+
+def test_the_generation_config_says_where_generation_stops(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path)
+    tokenizer = load_tokenizer(str(model), None)
+    (model / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    assert stop_ids(str(model), None, tokenizer) == (2, 5)
+    (model / "generation_config.json").unlink()
+    assert stop_ids(str(model), None, tokenizer) == (tokenizer.eos_token_id,)
+
+
+def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path)
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(UsageError, match="no chat template"):
+        load_tokenizer(str(model), None)
+
+
+def test_a_template_that_refuses_a_role(tokenizer: Any, with_template: Any) -> None:
+    with_template("{{ raise_exception('no system message please') }}")
+    with pytest.raises(UsageError, match="no system message please"):
+        encode(tokenizer, [ASK], [TELL], (0,))
+
+
+def test_numbers_of_the_checks() -> None:
+    checks = Checks()
+    checks.add(Encoded((1, 7, 8, 9, 2), 3), (2,), bos=1)
+    checks.add(Encoded((1, 7, 2), 2), (2,), bos=1)
+    assert checks.facts() == {
+        "rows": 2,
+        "without_stop": 0,
+        "double_bos": 0,
+        "tokens": 8,
+        "trained_tokens": 3,
+        "longest": 5,
+        "prompt_not_prefix": 0,
+        "trained_share": 0.375,
+    }

@@ -1,0 +1,160 @@
+"""How a config becomes a training: explicit arguments, whole batches, an order of its own, a launch of that size."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.core.config import LoraTuning, TrainStep
+from pipeline.core.config_base import LocalModel
+from pipeline.core.errors import UsageError
+from pipeline.stages import train
+from pipeline.student.arguments import Schedule, schedule, sft_arguments
+from pipeline.student.jobs import TrainJob, launch_id
+from pipeline.student.order import count_steps, epoch_ends, training_order
+from tests.support import make_context
+from tests.training_rows import ROOT, small_config, sum_row, write_dataset
+
+# Where and how often things are written, how processes talk to each other, and where Accelerate's environment decides.
+NOT_SHAPING = {
+    *("output_dir", "do_train", "do_eval", "do_predict", "debug", "local_rank", "skip_memory_metrics"),
+    *("log_level", "log_level_replica", "log_on_each_node", "include_num_input_tokens_seen", "run_name", "project"),
+    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "logging_steps"),
+    *("eval_steps", "eval_delay", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object"),
+    *("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"),
+    *("save_steps", "save_only_model", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint"),
+    *("metric_for_best_model", "greater_is_better", "restore_callback_states_from_checkpoint"),
+    *("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+    *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("dataloader_multiprocessing_context", "dataset_num_proc", "torch_empty_cache_steps"),
+    *("ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout"),
+    *("fsdp", "fsdp_config", "deepspeed"),
+    "pad_token",  # deprecated: giving it a value warns
+}
+
+
+def arguments() -> dict[str, object]:
+    return sft_arguments(small_config(), Schedule(10, 1, 4, 2), scratch=Path("scratch"), use_cpu=True)
+
+
+def test_every_argument_that_shapes_a_result_is_explicit() -> None:
+    from trl import SFTConfig
+
+    known = {field.name for field in dataclasses.fields(SFTConfig)}
+    assert len(known) >= 130, f"found {len(known)} arguments"
+    explicit = set(arguments())
+    assert sorted(explicit - known) == [], "TRL does not know these"
+    assert sorted(known - explicit - NOT_SHAPING) == [], "a library default would decide these"
+    assert sorted(NOT_SHAPING - known) == [], "TRL has no such argument any more"
+
+
+def test_trl_takes_the_arguments_as_they_are(tmp_path: Path) -> None:
+    from trl import SFTConfig
+
+    given = {**arguments(), "output_dir": str(tmp_path)}
+    config = SFTConfig(**given)
+    changed = {name: getattr(config, name) for name, value in given.items() if getattr(config, name) != value}
+    for name in ("accelerator_config", "report_to"):  # become an object, and the list of none
+        changed.pop(name)
+    assert {name: str(value) for name, value in changed.items()} == {}
+
+
+def test_a_batch_is_divided_among_processes_and_passes() -> None:
+    cfg = small_config(batch_size=64, micro_batch_size=4, warmup_share=0.1)
+    assert schedule(cfg, steps=100, world_size=2) == Schedule(100, 10, 4, 8)
+    with pytest.raises(UsageError, match=r"batch_size 64 is no multiple of micro_batch_size 4 × 3 processes"):
+        schedule(cfg, steps=100, world_size=3)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "steps"), [(1, None, 13), (2, None, 25), (0.5, None, 7), (2, 5, 5), (1, 100, 13)]
+)
+def test_steps(epochs: float, max_steps: int | None, steps: int) -> None:
+    assert count_steps(100, epochs=epochs, batch_size=8, max_steps=max_steps) == steps
+
+
+def test_each_epoch_holds_each_row_once() -> None:
+    lengths = np.arange(96)
+    order = training_order(lengths, steps=24, batch_size=8, seed=0, group_by_length=False)
+    for epoch in (order[:96], order[96:]):
+        assert sorted(epoch) == list(range(96))
+    assert list(order[:96]) != list(order[96:])
+
+
+def test_batches_hold_rows_of_similar_length() -> None:
+    lengths = np.random.default_rng(0).integers(1, 1000, 4096)
+    spread = {}
+    for grouped in (False, True):
+        order = training_order(lengths, steps=64, batch_size=64, seed=0, group_by_length=grouped)
+        assert sorted(order) == list(range(4096))
+        batches = lengths[order].reshape(-1, 64)
+        spread[grouped] = float((batches.max(axis=1) - batches.min(axis=1)).mean())
+        assert np.corrcoef(batches.mean(axis=1), np.arange(64))[0, 1] < 0.5, "lengths must not grow along the training"
+    assert spread[True] < spread[False] / 5
+
+
+def test_the_seed_decides_the_order() -> None:
+    lengths = np.full(40, 7)
+    orders = [list(training_order(lengths, steps=5, batch_size=8, seed=s, group_by_length=True)) for s in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_fewer_rows_than_a_batch() -> None:
+    order = training_order(np.array([3, 4, 5]), steps=2, batch_size=8, seed=0, group_by_length=True)
+    assert len(order) == 16 and set(order) == {0, 1, 2}
+
+
+def test_validation_loss_is_taken_where_epochs_end() -> None:
+    assert epoch_ends(100, steps=25, batch_size=8) == {13, 25}
+    assert epoch_ends(100, steps=7, batch_size=8) == {7}
+
+
+def test_the_job_survives_its_file(tmp_path: Path) -> None:
+    student = LocalModel(model="org/model", revision="abc", license="MIT")
+    cfg = small_config(tuning={"kind": "lora", "target_modules": ["q_proj"]})
+    job = TrainJob(cfg, student, tmp_path / "data", tmp_path / "out", tmp_path, 2, "launch")
+    job.write(tmp_path / "worker.json")
+    assert TrainJob.read(tmp_path / "worker.json") == job
+
+
+def test_processes_of_one_launch_agree_on_its_name() -> None:
+    told = {"TORCHELASTIC_RUN_ID": "run", "MASTER_PORT": "29500"}
+    assert launch_id(told) == launch_id(told)
+    assert launch_id(told) != launch_id({**told, "MASTER_PORT": "29501"})
+
+
+@pytest.mark.parametrize(
+    ("file", "processes", "multi_gpu"), [("cpu", 1, False), ("cpu", 2, True), ("ddp", 2, False), ("fsdp2", 2, False)]
+)
+def test_the_launch_starts_as_many_processes_as_asked(file: str, processes: int, multi_gpu: bool) -> None:
+    path = ROOT / "configs" / "accelerate" / f"{file}.yaml"
+    cfg = small_config(processes=processes, accelerate=path, threads=3)
+    command = train.launch_command(cfg, train.read_accelerate(path), Path("worker.json"))
+    assert command[0] == sys.executable
+    assert command[command.index("--num_processes") + 1] == str(processes)
+    assert command[command.index("--num_cpu_threads_per_process") + 1] == "3"
+    assert ("--multi_gpu" in command) is multi_gpu
+
+
+def test_every_accelerate_config_is_read() -> None:
+    files = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+    assert [file.stem for file in files] == ["cpu", "ddp", "fsdp2", "single"]
+    for file in files:
+        assert train.read_accelerate(file)["compute_environment"] == "LOCAL_MACHINE"
+
+
+def test_a_missing_accelerate_config(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Accelerate's config cannot be read"):
+        train.read_accelerate(tmp_path / "none.yaml")
+
+
+def test_no_adapter_on_the_output_layer(tmp_path: Path) -> None:
+    tuning = LoraTuning(kind="lora", target_modules=("q_proj", "lm_head"))
+    cfg = TrainStep(train=small_config(tuning=tuning), student=LocalModel(model=str(tmp_path)))
+    dataset = write_dataset(tmp_path / "dataset", [sum_row(1)])
+    with pytest.raises(UsageError, match="lm_head cannot have an adapter"):
+        train.run(cfg, {"dataset": dataset}, tmp_path / "out", make_context(tmp_path))
