@@ -108,6 +108,8 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "In {0} the vowels number {a}.", "vowels in {0}\n{a}", "vowel count of {0}\n{a}",
         "number of vowels in {0}\n{a}"),
 }  # fmt: skip
+# Tasks that a small model takes longest to learn, found on the validation split.
+WEIGHTS = {"add": 2.5, "subtract": 4.0, "larger": 1.5, "smaller": 1.5}
 OPENERS = ("", "", "", "", "So ", "Note: ", "Fact: ", "We know that ")
 
 
@@ -122,6 +124,7 @@ class RawText:
         self._rng = rng
         self._items = items_by_task("train")
         self._names = [task.name for task in TASKS]
+        self._weights = [WEIGHTS.get(name, 1.0) for name in self._names]
 
     def document(self, terse: float) -> str:
         """Two to six lines on one or several tasks.
@@ -132,12 +135,15 @@ class RawText:
             terse: share of lines in the shortest form; high at the start of training, where it teaches the facts.
         """
         mixed = self._rng.random() < 0.5
-        name = self._rng.choice(self._names)
+        name = self._name()
         lines = []
         for _ in range(self._rng.randint(2, 6)):
-            name = self._rng.choice(self._names) if mixed else name
+            name = self._name() if mixed else name
             lines.append(self.line(name, self._rng.choice(self._items[name]), terse))
         return "\n".join(lines)
+
+    def _name(self) -> str:
+        return self._rng.choices(self._names, weights=self._weights)[0]
 
     def line(self, name: str, item: Item, terse: float) -> str:
         """One true line about a fact; `terse` is the chance of the shortest form."""

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 OUTPUT = Path(__file__).parents[1] / "tiny-base"
 SEED = 2
-STEPS = 2600
+STEPS = 3600
 BATCH = 32
 LENGTH = 128
 ROLES = ("<system>", "<user>", "<model>")
