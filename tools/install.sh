@@ -17,7 +17,7 @@ pip() {
 
 platform="$(uname -s) $(uname -m)"
 [ "$platform" = "Linux x86_64" ] || fail "$lock holds wheels for Linux x86_64 only" "this machine: $platform" \
-    "pip install -e '.[vllm,train,dev]' into an environment of your own, then: python -m pipeline doctor"
+    "pip install -e '.[vllm,train,dev]' into an environment of your own, run python -m pipeline there"
 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=none
 [ "$version" = "3.11" ] || fail "Python 3.11 is needed, found: $version" "PYTHON=$python" \
@@ -32,12 +32,13 @@ fi
 echo "installing $(grep -c '==' "$lock") packages into $venv (2 to 5 minutes, once)"
 
 # torch first, with only what `import torch` needs: on many indexes this version is a CUDA build, and nothing else is worth
-# downloading until it is not. Bytecode is written when a module is first imported, which saves a third of the time here.
+# downloading until it is not. No bytecode yet: it is written when a module is first imported.
 first=$(grep -E '^(torch|filelock|fsspec|jinja2|markupsafe|mpmath|networkx|numpy|sympy|typing-extensions)==' "$lock")
 # shellcheck disable=SC2086 # one argument a pin
 pip install -qq --no-deps --no-compile $first &&
     imported=$("$venv/bin/python" -c 'import torch; print(torch.version.cuda)' 2>&1) ||
-    imported="failed: $(printf '%s' "${imported:-pip could not install it}" | tail -n 1)"
+    imported="failed: ${imported:-pip could not install it}"
+imported=$(printf '%s\n' "$imported" | tail -n 1) # the cause stands last, and warnings before it
 [ "$imported" = "None" ] || {
     pip uninstall -qq --yes torch || true
     fail "$torch is not a CPU build, or does not import ($imported)" "pip install $torch, PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL:-(not set)}" \

@@ -56,7 +56,8 @@ def test_what_json_does_not_know_is_refused_however_deep(value: Any, foreign: An
 
 @given(mappings, mappings)
 def test_a_moved_key_always_has_a_reason(old: dict[str, Any], new: dict[str, Any]) -> None:
-    before, after = ({"config": {"filter": config}} for config in (old, new))
+    before: dict[str, Any] = {"config": {"filter": old}}
+    after: dict[str, Any] = {"config": {"filter": new}}
     reasons = explain(before, after)
     if step_key(before) == step_key(after):
         assert reasons == ["its artefact is not in the store"]

@@ -16,7 +16,7 @@ from pipeline.core.config import RunConfig
 from tests.support import cli_env, probe_command, read_events, run_cli, wait_for, write_project
 
 SECRET = "sk-CANARY-0123456789abcdef"
-API = {
+API: dict[str, Any] = {
     "teachers": {
         "api": {
             "kind": "openai",

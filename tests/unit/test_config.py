@@ -32,8 +32,8 @@ def models(kind: Any = RunConfig) -> Iterator[type[BaseModel]]:
 
 def buried_marks(annotation: Any, *, inside: bool = False) -> Iterator[str]:
     """Marks that stand on a part of an annotation, where `identity` does not look, instead of on the field."""
-    if get_origin(annotation) is Annotated:
-        yield from (mark for mark in annotation.__metadata__ if inside and mark in MARKS)
+    if inside:
+        yield from (mark for mark in getattr(annotation, "__metadata__", ()) if mark in MARKS)
     inside = inside or get_origin(annotation) in (Union, types.UnionType, tuple, list, dict)
     for argument in get_args(annotation):
         yield from buried_marks(argument, inside=inside)
@@ -63,7 +63,7 @@ class TestMarks:
             f"{model.__name__}.{name}"
             for model in models()
             for name, kind in model.__annotations__.items()
-            if get_origin(kind) is Annotated and OPERATIONAL in kind.__metadata__
+            if OPERATIONAL in getattr(kind, "__metadata__", ())
         }
         kept = {name for name, field in fields().items() if OPERATIONAL in field.metadata}
         assert written <= kept

@@ -82,7 +82,7 @@ class TestKeysAndReasons:
         assert explain(PARTS, new) == ["filter.min_chars: 1 -> 5"]
 
     def test_so_are_nested_fields_lists_versions_inputs_and_files(self) -> None:
-        new = {
+        new: dict[str, Any] = {
             "stage": "filter",
             "version": 2,
             "config": {"filter": {"min_chars": 1, "finish_reasons": [], "repetition": {"ngram": 5}}},

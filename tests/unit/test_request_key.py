@@ -1,5 +1,8 @@
 """The request key: what makes two questions the same question."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
 from pipeline.teacher.request import Asked, request_key, teacher_identity
 
+ROOT = Path(__file__).parents[2]
 MESSAGES = (Message("system", "Be brief."), Message("user", "What is 1 + 1?"))
 
 
@@ -151,3 +155,26 @@ def test_plain_http_is_fine_on_this_machine(url):
 def test_a_url_holds_no_password():
     with pytest.raises(ValidationError, match="api_key"):
         openai(base_url="https://user:secret@api.example.com/v1")
+
+
+HUB = """
+import sys
+import os
+import subprocess
+import sys
+from pathlib import Path
+from pipeline.core.config_teacher import VllmTeacher
+from pipeline.core.lineage import DigestCache
+from pipeline.teacher.request import teacher_identity
+teacher = VllmTeacher.model_validate({"kind": "vllm", "model": "org/tiny", "revision": "1" * 40})
+print(teacher_identity(teacher, DigestCache(Path(sys.argv[1]))))
+"""
+
+
+def test_a_hub_model_is_known_by_the_bytes_of_its_files_like_a_local_copy(cache, tmp_path):
+    snapshot = model(tmp_path / "home" / "hub" / "models--org--tiny" / "snapshots" / ("1" * 40))
+    (snapshot / "pytorch_model.bin").write_bytes(b"what another program fetched does not count")
+    env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."}
+    command = [sys.executable, "-c", HUB, str(tmp_path / "other-digests.json")]
+    printed = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
+    assert printed.strip() == teacher_identity(vllm(model(tmp_path / "local")), cache)

@@ -1,25 +1,22 @@
-"""Plan and run: what runs and why, what is cached, what holds a run, and that no row is lost unseen."""
+"""Plan and run: what runs and why, what is cached, what the lock file says, what happens to a corrupt artefact."""
 
 import json
 import logging
 import os
-import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline import runner
-from pipeline.core.errors import CorruptArtefact, Incomplete, LostRows, UsageError
+from pipeline.core.errors import CorruptArtefact, UsageError
 from pipeline.core.load import load_config
 from pipeline.core.store import MANIFEST
-from tests.support import cli_env, probe_command, read_events, run_cli, wait_for, write_project
+from tests.support import cli_env, read_events, write_project
 
 ROW_STEPS = ["prompts", "generate", "filter", "dedup", "dataset"]
 
@@ -323,166 +320,9 @@ class TestCorruption:
         assert shard.read_bytes() == good
 
 
-# --------------------------------------------------------------------- a stage of our own, in a process of its own
-
-WAIT = """
-    ctx.events.emit("ready")
-    while not Path("go").exists():
-        check_cancelled(ctx)
-        time.sleep(0.01)
-    return result
-"""
-
-
-def probe(folder: Path, body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        probe_command(folder, body, *(arguments or ("run", "run.yaml"))),
-        env=cli_env(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def start_probe(folder: Path, body: str, *arguments: str) -> subprocess.Popen[str]:
-    """The program running a stage of our own, once that stage has begun."""
-    before = sum(event["event"] == "ready" for event in every_event())
-    process = subprocess.Popen(
-        probe_command(folder, body, *(arguments or ("run", "run.yaml"))),
-        env=cli_env(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(lambda: sum(event["event"] == "ready" for event in every_event()) > before, "the stage begins")
-    return process
-
-
-def every_event() -> list[dict[str, Any]]:
-    folders: Sequence[Path] = sorted(Path("data/runs").glob("*"))
-    return [event for folder in folders for event in read_events(folder)]
-
-
-def store_is_clean() -> bool:
-    store = Path("data/store")
-    return not [*store.glob("probe/*")] and not [*store.glob(".staging/*")]
-
-
-class TestConservation:
-    @pytest.mark.parametrize("counts", ["3, 2, {}", '3, 1, {"empty": 1}', '3, 3, {"empty": 1}', "3, 4, {}"])
-    def test_a_stage_that_loses_or_invents_rows_is_a_bug_and_commits_nothing(self, project: Path, counts: str) -> None:
-        done = probe(project, f'return Result({counts}, "c" * 64)')
-        assert done.returncode == 1
-        assert LostRows.__name__ in done.stderr
-        assert store_is_clean()
-
-    def test_one_that_accounts_for_all_is_committed(self, project: Path) -> None:
-        done = probe(project, 'return Result(3, 1, {"empty": 1, "too_long": 1}, "c" * 64)')
-        assert done.returncode == 0, done.stderr
-        (event,) = [event for event in every_event() if event["event"] == "step_committed"]
-        assert event["rejected"] == {"empty": 1, "too_long": 1}
-
-
-class TestHolding:
-    def test_a_second_process_is_told_who_holds_the_run(self, project: Path) -> None:
-        first = start_probe(project, WAIT)
-        try:
-            events = len(every_event())
-            second = probe(project, WAIT)
-            assert second.returncode == 6
-            assert f"held by pid {first.pid} on {platform.node()}" in second.stderr
-            assert len(every_event()) == events, "nothing was written"
-        finally:
-            Path("go").touch()
-            assert first.wait(60) == 0
-            first.communicate()
-        assert probe(project, WAIT).returncode == 0
-
-    def test_a_run_of_another_name_does_not_work_on_the_same_step_meanwhile(self, project: Path) -> None:
-        first = start_probe(project, WAIT)
-        try:
-            second = probe(project, WAIT, "run", "run.yaml", "--set", "report.sample_rows=1")
-            assert second.returncode == 6
-            assert f"held by pid {first.pid} on {platform.node()}" in second.stderr
-        finally:
-            Path("go").touch()
-            assert first.wait(60) == 0
-            first.communicate()
-        cached = probe(project, WAIT, "run", "run.yaml", "--set", "report.sample_rows=1", "--json")
-        assert [step["ran"] for step in json.loads(cached.stdout)["steps"]] == [False]
-
-    def test_a_killed_process_holds_nothing(self, project: Path) -> None:
-        first = start_probe(project, WAIT)
-        first.kill()
-        first.communicate()
-        assert Path("data/runs/small/run.lock").read_text("utf-8").startswith("pid ")
-        Path("go").touch()
-        assert probe(project, WAIT).returncode == 0
-
-
-class TestWorkdir:
-    BODY = """
-        done = ctx.workdir / "done"
-        resumed = done.exists()
-        done.touch()
-        if not resumed:
-            ctx.events.emit("ready")
-            time.sleep(600)
-        return Result(1, 1, {}, "c" * 64, {"resumed": resumed})
-    """
-
-    def test_it_survives_a_kill_and_is_gone_after_the_commit(self, project: Path) -> None:
-        first = start_probe(project, self.BODY)
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
-        assert [path.name for path in Path("data/work").rglob("*") if path.is_file() and path.suffix != ".lock"] == [
-            "done"
-        ]
-        assert probe(project, self.BODY).returncode == 0
-        manifest = json.loads((artefact("probe") / MANIFEST).read_text("utf-8"))
-        assert manifest["metrics"] == {"resumed": True}
-        assert [path for path in Path("data/work").rglob("*") if path.is_file()] == []
-
-
-class TestFailures:
-    def test_a_full_disk_is_incomplete_and_says_how_to_go_on(self, project: Path) -> None:
-        """/dev/full refuses every write as a full disk does."""
-        done = probe(project, 'with open("/dev/full", "w") as file:\n    file.write("x" * 100_000)\nreturn result')
-        assert done.returncode == 3, done.stderr
-        assert "No space left on device" in done.stderr
-        assert "resume with: python -m pipeline run run.yaml --data data" in done.stderr
-        assert store_is_clean()
-
-    def test_another_error_of_the_system_is_a_bug(self, project: Path) -> None:
-        done = probe(project, 'return open("no-such-file")')
-        assert done.returncode == 1
-        assert "Traceback" in done.stderr
-        assert store_is_clean()
-
-    def test_an_error_for_people_keeps_its_code(self, project: Path) -> None:
-        done = probe(project, 'raise Incomplete("the service is down", where="here", todo="wait")')
-        assert done.returncode == 3
-        assert done.stderr.splitlines()[-3:] == ["error: the service is down", "   at: here", "   do: wait"]
-        assert store_is_clean()
-
-    def test_a_data_folder_that_cannot_be_made_is_named(self, project: Path) -> None:
-        (project / "taken").write_text("a file", "utf-8")
-        blocked = runner.open_session(load_config(Path("run.yaml")), Path("taken"), quiet=True)
-        with pytest.raises(Incomplete, match="cannot lock") as caught:
-            runner.run_all(blocked, "prompts")
-        assert "taken" in caught.value.where
-
-    def test_the_resume_command_can_be_typed(self, project: Path) -> None:
-        body = 'raise Incomplete("x", where="y", todo=ctx.resume_command)'
-        overrides = ["--set", "filter.refusal_phrases=[I am, it's]", "--set", "dataset.seed=3"]
-        done = probe(project, body, "run", "run.yaml", *overrides)
-        command = done.stderr.splitlines()[-1].removeprefix("   do: ")
-        assert shlex.split(command)[2:] == ["pipeline", "run", "run.yaml", "--data", "data", *overrides]
-
-
-def test_a_run_and_its_steps_alone_are_one(project: Path) -> None:
+@pytest.mark.usefixtures("project")
+def test_a_run_and_its_steps_alone_are_one() -> None:
     """Five commands one after the other leave what `run` leaves."""
     for step in ROW_STEPS:
-        done = run_cli(step, "run.yaml", cwd=project)
-        assert done.returncode == 0, done.stderr
+        assert runner.run_one(session(), step).ran
     assert ran() == []

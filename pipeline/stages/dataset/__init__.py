@@ -62,6 +62,7 @@ def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
     if rows_in == 0:
         todo = "see why they left: `rejected` in the manifests of filter and dedup, rejects/ beside them"
         raise UsageError("no row is left for the data set", where=str(rows), todo=todo)
+    prompt_sources = read_sources(inputs["prompts"])
     ctx.progress.start(2 * rows_in, "rows")
     census = Census()
     with TemporaryDirectory(dir=ctx.workdir) as scratch:
@@ -71,7 +72,7 @@ def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
             for split in SPLITS
             if census.splits[split] > 0
         }
-    sources = census.sources(read_sources(inputs["prompts"]))
+    sources = census.sources(prompt_sources)
     write_card(out / "README.md", cfg.dataset.title, census, sources)
     content = digest_json({split: facts.content for split, facts in written.items()})
     return Result(rows_in, sum(facts.rows for facts in written.values()), {}, content, census.metrics(sources))
