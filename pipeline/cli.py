@@ -176,6 +176,9 @@ def _add_stage_command(name: str) -> None:
     ) -> None:
         session = _open(call, config, data, overrides, verbose)
         with call.caught(session.cancel):
+            if name == "train" and os.environ.get("RANK", "0") != "0":
+                runner.follow_training(session)
+                return
             outcome = runner.run_one(session, name, force=force)
         _print_outcomes(session, [outcome], as_json)
 
@@ -232,10 +235,10 @@ def _evaluation_table(evaluation: dict[str, Any]) -> str:
     lines = ["", f"{'model':8} {'accuracy':>9}  {'95 % interval':>15} {'parameters':>12} {'answers/s':>10}"]
     for name in ("teacher", "base", "student"):
         model = evaluation[name]
-        low, high = model["ci95"]
+        interval = "{:>7.2%} – {:>6.2%}".format(*model["ci95"]) if model["ci95"] is not None else "-"
         parameters = f"{model['parameters']:,}" if model["parameters"] is not None else "-"
         speed = f"{model['answers_per_second']:,.1f}" if model["answers_per_second"] is not None else "-"
-        lines.append(f"{name:8} {model['accuracy']:>9.2%}  {low:>7.2%} – {high:>6.2%} {parameters:>12} {speed:>10}")
+        lines.append(f"{name:8} {model['accuracy']:>9.2%}  {interval:>15} {parameters:>12} {speed:>10}")
     retained, closed = evaluation["retained"], evaluation["gap_closed"]
     kept = f"{retained:.1%} of the teacher's accuracy retained" if retained is not None else "retained: not defined"
     gap = f"{closed:.1%} of the gap closed" if closed is not None else "gap closed: not defined"

@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 import shlex
 import shutil
 import threading
@@ -10,34 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 from pipeline.core import config as c
 from pipeline.core.config_base import ConfigModel, identity
-from pipeline.core.config_teacher import OpenAITeacher, Teacher
+from pipeline.core.config_teacher import Teacher
 from pipeline.core.errors import CorruptArtefact, LostRows, UsageError, boundary, disk_errors
 from pipeline.core.fanout import map_in_process
 from pipeline.core.lineage import DigestCache, Manifest, explain, path_digest, step_key
 from pipeline.core.load import Loaded
 from pipeline.core.log import EventLog, show_progress
 from pipeline.core.runs import hold_lock, hold_run, link_artefact, lock_step, read_lock
-from pipeline.core.stage import Context, Json, Result, check_cancelled
+from pipeline.core.stage import Context, Json, Result, StageModule, check_cancelled
 from pipeline.core.store import Artefact, Store
 from pipeline.core.versions import collect_versions
 
 logger = logging.getLogger(__name__)
-
-
-class StageModule(Protocol):
-    """The three names that a stage module has."""
-
-    VERSION: int
-
-    def input_files(self, cfg: ConfigModel) -> dict[str, Path]:
-        """Files outside the store whose bytes count, by the config path that names them."""
-
-    def run(self, cfg: ConfigModel, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
-        """Read the committed inputs, write into the empty folder `out`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +35,13 @@ class StageSpec:
         kind: name of the stage.
         after: kinds whose artefacts it reads.
         config: the part of a run's config that it is given.
+        shows_manifests: it reads what upstream contents do not cover, so that upstream keys count in its key too.
     """
 
     kind: str
     after: tuple[str, ...]
     config: Callable[[c.RunConfig], ConfigModel]
+    shows_manifests: bool = False
 
 
 def _teacher(run: c.RunConfig) -> Teacher:
@@ -75,6 +64,7 @@ STAGES = (
         "report",
         ("prompts", "generate", "filter", "dedup", "dataset", "train", "evaluate"),
         lambda run: c.ReportStep(report=run.report, name=run.name),
+        shows_manifests=True,
     ),
 )
 
@@ -97,6 +87,11 @@ class Step:
 def plan_steps() -> list[Step]:
     """The steps of a run, in the order in which data flows."""
     return [Step(spec.kind, spec.kind, spec.after) for spec in STAGES]
+
+
+def spec_of(step: Step) -> StageSpec:
+    """The stage that a step is one of."""
+    return next(spec for spec in STAGES if spec.kind == step.kind)
 
 
 def stage_module(kind: str) -> StageModule:
@@ -123,20 +118,13 @@ class Session:
 
     def config_of(self, step: Step) -> ConfigModel:
         """The config that the step is given."""
-        return next(spec for spec in STAGES if spec.kind == step.kind).config(self.loaded.config)
+        return spec_of(step).config(self.loaded.config)
 
 
 def open_session(loaded: Loaded, data: Path, *, quiet: bool = False) -> Session:
     """A session on the data folder `data`; makes nothing on disk yet."""
     digests = DigestCache(data / "cache" / "digests.json")
-    return Session(loaded, data, Store(data / "store"), digests, secret_values(loaded.config), quiet=quiet)
-
-
-def secret_values(config: c.RunConfig) -> tuple[str, ...]:
-    """Values of the secrets that a config refers to, as far as they are set, so that no message can hold them."""
-    references = [teacher.api_key for teacher in config.teachers.values() if isinstance(teacher, OpenAITeacher)]
-    names = [reference.removeprefix("${env:").removesuffix("}") for reference in references if reference is not None]
-    return tuple(os.environ[name] for name in names if name in os.environ)
+    return Session(loaded, data, Store(data / "store"), digests, c.secret_values(loaded.config), quiet=quiet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +156,11 @@ class Planned:
 # ---------------------------------------------------------------------------------------------------- keys
 
 
-def step_parts(session: Session, step: Step, contents: Mapping[str, str]) -> dict[str, Json]:
+def step_parts(session: Session, step: Step, inputs: Mapping[str, Artefact]) -> dict[str, Json]:
     """Everything that makes a step's key.
 
     Args:
-        contents: content digest of each step in `step.inputs`.
+        inputs: the artefact of each step in `step.inputs`; others are ignored.
 
     Raises:
         UsageError: a file that the config names is missing or cannot be read.
@@ -187,9 +175,14 @@ def step_parts(session: Session, step: Step, contents: Mapping[str, str]) -> dic
         "stage": step.kind,
         "version": module.VERSION,
         "config": identity(config),
-        "inputs": {name: contents[name] for name in step.inputs},
+        "inputs": {name: _counted(step, inputs[name].manifest) for name in step.inputs},
         "files": digests,
     }
+
+
+def _counted(step: Step, upstream: Manifest) -> str:
+    """What of an upstream step counts in the key: its content, so that a rerun with equal rows changes nothing here."""
+    return f"{upstream.content} {upstream.key}" if spec_of(step).shows_manifests else upstream.content
 
 
 def _checked_input_files(session: Session, step: Step) -> dict[str, Path]:
@@ -204,15 +197,15 @@ def _checked_input_files(session: Session, step: Step) -> dict[str, Path]:
 def plan(session: Session) -> list[Planned]:
     """What `run` would do, without doing it."""
     locked = {name: entry["parts"] for name, entry in read_lock(session.loaded.base_lock_path).items()}
-    contents: dict[str, str] = {}
+    found: dict[str, Artefact] = {}
     planned = []
     for step in plan_steps():
-        missing = [name for name in step.inputs if name not in contents]
+        missing = [name for name in step.inputs if name not in found]
         if missing:
             _checked_input_files(session, step)
             planned.append(Planned(step, "unknown", None, (f"needs {', '.join(missing)}",)))
             continue
-        parts = step_parts(session, step, contents)
+        parts = step_parts(session, step, found)
         key = step_key(parts)
         try:
             artefact = session.store.find(step.kind, key)
@@ -222,7 +215,7 @@ def plan(session: Session) -> list[Planned]:
         if artefact is None:
             planned.append(Planned(step, "run", key, tuple(explain(locked.get(step.name), parts))))
             continue
-        contents[step.name] = artefact.manifest.content
+        found[step.name] = artefact
         planned.append(Planned(step, "cached", key, ()))
     session.digests.save()
     return planned
@@ -262,21 +255,46 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
         CorruptArtefact: an artefact before it is not what was committed.
     """
     steps = {step.name: step for step in plan_steps()}
-    found: dict[str, Artefact] = {}
     with _disk_errors(session), hold_run(session.folder, session.secrets) as events:
-        for needed in _ancestors(steps, name):
-            key = step_key(step_parts(session, steps[needed], _contents(found, steps[needed])))
-            artefact = session.store.find(steps[needed].kind, key)
-            if artefact is None:
-                todo = f"run it first: {command(session, needed)}"
-                raise UsageError(f"{name} needs the rows of {needed}", where=session.loaded.run_name, todo=todo)
-            found[needed] = artefact
+        found = _committed_before(session, steps, name)
+        for needed, artefact in found.items():
             _record(session, Outcome(steps[needed], artefact, ran=False))
-        step = steps[name]
-        artefacts = {needed: found[needed] for needed in step.inputs}
-        outcome = run_step(session, step, artefacts, events, force=force)
+        artefacts = {needed: found[needed] for needed in steps[name].inputs}
+        outcome = run_step(session, steps[name], artefacts, events, force=force)
         _record(session, outcome)
     return outcome
+
+
+def follow_training(session: Session) -> None:
+    """Take part in the training that the first process of this launch leads; holds no lock and commits nothing.
+
+    Raises:
+        UsageError, CorruptArtefact: as `run_one`.
+    """
+    from pipeline.student.worker import follow  # only the other processes of a launch need it
+
+    steps = {step.name: step for step in plan_steps()}
+    key = step_key(step_parts(session, steps["train"], _committed_before(session, steps, "train")))
+    final = session.store.path_of("train", key)
+    follow(workdir_of(session, steps["train"], key), final.exists)
+
+
+def _committed_before(session: Session, steps: Mapping[str, Step], name: str) -> dict[str, Artefact]:
+    """The artefacts of all steps that `name` builds on, in the order in which data flows."""
+    found: dict[str, Artefact] = {}
+    for needed in _ancestors(steps, name):
+        key = step_key(step_parts(session, steps[needed], found))
+        artefact = session.store.find(steps[needed].kind, key)
+        if artefact is None:
+            todo = f"run it first: {command(session, needed)}"
+            raise UsageError(f"{name} needs the rows of {needed}", where=session.loaded.run_name, todo=todo)
+        found[needed] = artefact
+    return found
+
+
+def workdir_of(session: Session, step: Step, key: str) -> Path:
+    """The folder of a step's key that survives a crash."""
+    return session.data / "work" / step.kind / key
 
 
 def _ancestors(steps: Mapping[str, Step], name: str) -> list[str]:
@@ -288,15 +306,11 @@ def _ancestors(steps: Mapping[str, Step], name: str) -> list[str]:
     return [step for step in steps if step in wanted]
 
 
-def _contents(artefacts: Mapping[str, Artefact], step: Step) -> dict[str, str]:
-    return {name: artefacts[name].manifest.content for name in step.inputs}
-
-
 def run_step(
     session: Session, step: Step, artefacts: Mapping[str, Artefact], events: EventLog, *, force: bool = False
 ) -> Outcome:
     """Return the step's artefact, running it if there is none (or if `force`)."""
-    parts = step_parts(session, step, _contents(artefacts, step))
+    parts = step_parts(session, step, artefacts)
     key = step_key(parts)
     if not force and (hit := session.store.find_sound(step.kind, key)) is not None:
         logger.info("%s: cached (%s)", step.name, key[:12])
@@ -304,7 +318,7 @@ def run_step(
         return Outcome(step, hit, ran=False)
     logger.info("%s: running (%s)", step.name, key[:12])
     events.emit("step_started", step=step.name, key=key)
-    workdir = session.data / "work" / step.kind / key
+    workdir = workdir_of(session, step, key)
     inputs = {name: artefact.path for name, artefact in artefacts.items()}
     with (
         hold_lock(workdir.with_name(f"{key}.lock")),  # runs of other names may share this step and its workdir

@@ -1,12 +1,13 @@
 """Every knob of a run but the teachers' (config_teacher.py), as frozen models. load.py reads YAML into them."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.core.config_base import OPERATIONAL, ConfigModel, FilePath, LocalModel, Name, Share
-from pipeline.core.config_teacher import GenerateConfig, Teacher
+from pipeline.core.config_teacher import GenerateConfig, OpenAITeacher, Teacher
 
 # ---------------------------------------------------------------------------------------------------- prompts
 
@@ -314,3 +315,10 @@ class EvaluateStep(ConfigModel):
 class ReportStep(ConfigModel):
     report: ReportConfig
     name: Name
+
+
+def secret_values(config: RunConfig) -> tuple[str, ...]:
+    """Values of the secrets that a config refers to, as far as they are set, so that no message can hold them."""
+    references = [teacher.api_key for teacher in config.teachers.values() if isinstance(teacher, OpenAITeacher)]
+    names = [reference.removeprefix("${env:").removesuffix("}") for reference in references if reference is not None]
+    return tuple(os.environ[name] for name in names if name in os.environ)

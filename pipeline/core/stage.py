@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 
+from pydantic import BaseModel
+
 from pipeline.core.errors import Interrupted
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -91,3 +93,15 @@ def check_cancelled(ctx: Context) -> None:
     """
     if ctx.cancel.is_set():
         raise Interrupted("stopped by a signal", where=f"step {ctx.step}", todo=f"resume with: {ctx.resume_command}")
+
+
+class StageModule(Protocol):
+    """The three names that a stage module has."""
+
+    VERSION: int
+
+    def input_files(self, cfg: BaseModel) -> dict[str, Path]:
+        """Files outside the store whose bytes count, by the config path that names them."""
+
+    def run(self, cfg: BaseModel, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
+        """Read the committed inputs, write into the empty folder `out`."""

@@ -47,9 +47,9 @@ def run_job(job: AnswerJob, report: Callable[[Report], None]) -> dict[str, Exami
 
 
 def _answers(job: AnswerJob, exam: Exam, report: Callable[[Report], None]) -> dict[str, tuple[Answer, ...]]:
-    from pipeline.student.engines import load_examinee
+    from pipeline.student.engines import GPU_SHARE, load_examinee
 
-    examinee = load_examinee(job, exam.model, exam.revision, resident=1)
+    examinee = load_examinee(job, exam, gpu_share=GPU_SHARE)
     try:
         return {name: tuple(_in_parts(job, examinee, questions, report)) for name, questions in exam.questions.items()}
     finally:
@@ -74,11 +74,12 @@ def _measure(job: AnswerJob, speed: Speed, report: Callable[[Report], None]) -> 
 
     All models stay loaded, so that what disturbs the machine disturbs all of them alike.
     """
-    from pipeline.student.engines import load_examinee
+    from pipeline.student.engines import gpu_shares, load_examinee
 
+    shares = gpu_shares({exam.name: _size(exam)[1] for exam in job.exams})
     examinees = {
         exam.name: (
-            load_examinee(job, exam.model, exam.revision, resident=len(job.exams)),
+            load_examinee(job, exam, gpu_share=shares[exam.name]),
             exam.questions[speed.questions][: speed.limit],
         )
         for exam in job.exams

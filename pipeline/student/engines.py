@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -10,11 +10,13 @@ from typing import Any, Final, Protocol
 import torch
 
 from pipeline.core.errors import UsageError, boundary
-from pipeline.student.jobs import Answer, AnswerJob, Question
+from pipeline.student.jobs import Answer, AnswerJob, Exam, Question
 from pipeline.student.tokenise import encode_texts, load_tokenizer, render, stop_ids
 
 GPU_SHARE: Final = 0.9
 """Share of a GPU's memory that vLLM's engines take together."""
+ROOM_TO_WORK: Final = 8 * 2**30
+"""Bytes that an engine needs beside its weights, when several share a GPU."""
 
 
 class Engine(Protocol):
@@ -28,37 +30,32 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Examinee:
-    """A model that answers: its tokenizer, its engine, and what bounds an answer.
+class Prompter:
+    """Turns questions into the ids that a model is given.
 
     Attributes:
         stops: ids of the tokens that end an answer.
-        room: most tokens of prompt and answer together, or None.
+        limit: most tokens of prompt and answer together that the model takes, or None.
     """
 
     tokenizer: Any
-    engine: Engine
     stops: tuple[int, ...]
-    max_tokens: int
-    room: int | None
+    limit: int | None
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answer each question; one whose prompt leaves no room gets an empty answer."""
-        prompts = self._prompts(questions)
-        caps = [self._cap(len(ids)) for ids in prompts]
-        fits = [at for at, cap in enumerate(caps) if cap > 0]
-        answers = [Answer("", 0, "prompt_too_long")] * len(prompts)
-        outputs = self.engine.generate([prompts[at] for at in fits], [caps[at] for at in fits])
-        for at, ids in zip(fits, outputs, strict=True):
-            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            stopped = len(ids) > 0 and ids[-1] in self.stops
-            answers[at] = Answer(text, len(ids), "stop" if stopped else "length")
-        return answers
+    @classmethod
+    def of(cls, model: str, revision: str | None) -> "Prompter":
+        """Load a model's tokenizer and limits.
 
-    def _cap(self, prompt_tokens: int) -> int:
-        return self.max_tokens if self.room is None else min(self.max_tokens, self.room - prompt_tokens)
+        Raises:
+            UsageError: they cannot be loaded.
+        """
+        from transformers import AutoConfig
 
-    def _prompts(self, questions: Sequence[Question]) -> list[list[int]]:
+        tokenizer = load_tokenizer(model, revision)
+        config = AutoConfig.from_pretrained(model, revision=revision).get_text_config()
+        return cls(tokenizer, stop_ids(model, revision, tokenizer), getattr(config, "max_position_embeddings", None))
+
+    def prompts(self, questions: Sequence[Question]) -> list[list[int]]:
         """Ids of each prompt: conversations through the chat template, raw text with the tokens the model expects."""
         prompts: list[list[int]] = [[] for _ in questions]
         for is_raw in (False, True):
@@ -73,36 +70,71 @@ class Examinee:
             return question.text or ""
         return render(self.tokenizer, question.messages, add_generation_prompt=True)
 
+    def cap(self, prompt_tokens: int, max_tokens: int) -> int:
+        """Most tokens of an answer; 0 or less where the prompt leaves no room."""
+        return max_tokens if self.limit is None else min(max_tokens, self.limit - prompt_tokens)
 
-def load_examinee(job: AnswerJob, model: str, revision: str | None, *, resident: int) -> Examinee:
-    """Load a model with its engine.
+    def room(self, questions: Sequence[Question], max_tokens: int) -> int:
+        """Tokens of the longest prompt with its answer: what an engine has to reserve, often far below the limit."""
+        longest = max((len(ids) for ids in self.prompts(questions)), default=1)
+        return longest + max(1, self.cap(longest, max_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Examinee:
+    """A model that answers."""
+
+    prompter: Prompter
+    engine: Engine
+    max_tokens: int
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answer each question; one whose prompt leaves no room gets an empty answer."""
+        prompts = self.prompter.prompts(questions)
+        caps = [self.prompter.cap(len(ids), self.max_tokens) for ids in prompts]
+        fits = [at for at, cap in enumerate(caps) if cap > 0]
+        answers = [Answer("", 0, "prompt_too_long")] * len(prompts)
+        outputs = self.engine.generate([prompts[at] for at in fits], [caps[at] for at in fits])
+        for at, ids in zip(fits, outputs, strict=True):
+            text = self.prompter.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            stopped = len(ids) > 0 and ids[-1] in self.prompter.stops
+            answers[at] = Answer(text, len(ids), "stop" if stopped else "length")
+        return answers
+
+
+def load_examinee(job: AnswerJob, exam: Exam, *, gpu_share: float) -> Examinee:
+    """Load a model with its engine, for the questions of the exam.
 
     Args:
-        resident: models that are loaded at the same time; they share a GPU's memory.
+        gpu_share: share of a GPU's memory that vLLM may take.
 
     Raises:
         UsageError: the model cannot be loaded.
     """
-    from transformers import AutoConfig
-
-    tokenizer = load_tokenizer(model, revision)
-    stops = stop_ids(model, revision, tokenizer)
-    room = getattr(AutoConfig.from_pretrained(model, revision=revision), "max_position_embeddings", None)
+    prompter = Prompter.of(exam.model, exam.revision)
     todo = "give a model that the engine loads, or the other evaluate.engine"
-    with boundary(UsageError, f"{job.engine} cannot load the model", where=model, todo=todo):
+    with boundary(UsageError, f"{job.engine} cannot load the model", where=exam.model, todo=todo):
         if job.engine == "vllm":
-            engine: Engine = VllmEngine(job, model, revision, stops, room, resident)
+            questions = [question for asked in exam.questions.values() for question in asked]
+            room = prompter.room(questions, job.max_tokens)
+            if prompter.limit is not None:
+                room = min(room, prompter.limit)
+            engine: Engine = VllmEngine(job, exam, prompter.stops, room, gpu_share)
         else:
-            engine = TransformersEngine(job, model, revision, stops, tokenizer)
-    return Examinee(tokenizer, engine, stops, job.max_tokens, room)
+            engine = TransformersEngine(job, exam, prompter)
+    return Examinee(prompter, engine, job.max_tokens)
+
+
+def gpu_shares(weights: Mapping[str, int | None]) -> dict[str, float]:
+    """How models that are loaded at once divide a GPU's memory: by the bytes of their weights and room to work."""
+    needs = {name: ROOM_TO_WORK + (size or 0) for name, size in weights.items()}
+    return {name: GPU_SHARE * need / sum(needs.values()) for name, need in needs.items()}
 
 
 class TransformersEngine:
     """`generate` over batches of prompts of similar length, padded on the left."""
 
-    def __init__(
-        self, job: AnswerJob, model: str, revision: str | None, stops: tuple[int, ...], tokenizer: Any
-    ) -> None:
+    def __init__(self, job: AnswerJob, exam: Exam, prompter: Prompter) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         self._device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -110,14 +142,15 @@ class TransformersEngine:
         self._model = (
             AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype).to(self._device).eval()
         )
-        self._pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._stops = stops
+        pad = prompter.tokenizer.pad_token_id
+        self._stops = prompter.stops
+        self._pad = self._stops[0] if pad is None else pad
         self._batch_size = job.batch_size
         # The model's own generation config would fill in what ours leaves open (a repetition penalty, say).
         self._model.generation_config = GenerationConfig(
             do_sample=False,
             num_beams=1,
-            eos_token_id=list(stops),
+            eos_token_id=list(self._stops),
             pad_token_id=self._pad,
             use_cache=True,
         )
@@ -161,15 +194,7 @@ class TransformersEngine:
 class VllmEngine:
     """vLLM's engine in this process. `close` does not free all it holds: use one process a model."""
 
-    def __init__(
-        self,
-        job: AnswerJob,
-        model: str,
-        revision: str | None,
-        stops: tuple[int, ...],
-        room: int | None,
-        resident: int,
-    ) -> None:
+    def __init__(self, job: AnswerJob, exam: Exam, stops: tuple[int, ...], room: int, gpu_share: float) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         is_cpu = not torch.accelerator.is_available()
         if is_cpu:
@@ -178,10 +203,11 @@ class VllmEngine:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from vllm import LLM, SamplingParams
 
-        memory = {} if is_cpu else {"gpu_memory_utilization": GPU_SHARE / resident}
+        memory = {} if is_cpu else {"gpu_memory_utilization": gpu_share}
         self._llm = LLM(
-            model=model,
-            revision=revision,
+            model=exam.model,
+            revision=exam.revision,
+            tensor_parallel_size=exam.tensor_parallel_size,
             dtype=job.precision,
             max_model_len=room,
             max_num_seqs=job.batch_size,

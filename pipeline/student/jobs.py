@@ -102,12 +102,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """One model and the lists of questions it answers, by name."""
+    """One model and the lists of questions it answers, by name.
+
+    Attributes:
+        tensor_parallel_size: GPUs that share the model; for vLLM only.
+    """
 
     name: str
     model: str
     revision: str | None
     questions: Mapping[str, tuple[Question, ...]]
+    tensor_parallel_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)

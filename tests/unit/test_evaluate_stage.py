@@ -21,6 +21,7 @@ from pipeline.stages import evaluate
 from pipeline.stages.evaluate.answers import Answered, ModelAnswers, first_line, local_exams
 from pipeline.stages.evaluate.base import choose_way
 from pipeline.stages.evaluate.questions import Questions, read_questions
+from pipeline.student.engines import GPU_SHARE, gpu_shares
 from pipeline.student.jobs import Answer, AnswerJob, Examined
 from pipeline.student.process import Files, run_process
 from pipeline.text.verifiers import exact
@@ -146,6 +147,13 @@ def test_the_job_survives_its_file(tmp_path: Path) -> None:
     job = AnswerJob("vllm", "float32", 8, 16, None, exams, None)
     job.write(tmp_path / "answer.json")
     assert AnswerJob.read(tmp_path / "answer.json") == job
+
+
+def test_gpu_memory_is_divided_by_need() -> None:
+    assert gpu_shares({"student": None}) == {"student": GPU_SHARE}
+    found = gpu_shares({"teacher": 64 * 2**30, "base": 2**30, "student": 2**30})
+    assert sum(found.values()) == pytest.approx(GPU_SHARE)
+    assert found["teacher"] > 7 * found["base"] == 7 * found["student"] > 0.5
 
 
 def test_input_files_name_what_is_read(tmp_path: Path) -> None:

@@ -149,15 +149,20 @@ def local_exams(cfg: EvaluateStep, student: Path, questions: Questions) -> tuple
     shown = three_shot(questions, questions.validation)
     teacher = cfg.teacher
     return (
-        *([exam_of("teacher", teacher, {"test": test})] if isinstance(teacher, VllmTeacher) else []),
+        *(
+            [exam_of("teacher", teacher, {"test": test}, teacher.tensor_parallel_size)]
+            if isinstance(teacher, VllmTeacher)
+            else []
+        ),
         exam_of("base", cfg.student, {"test": test, "validation": validation, "validation_three_shot": shown}),
         Exam("student", str(student.resolve()), None, {"test": test}),
     )
 
 
-def exam_of(name: str, model: LocalModel, questions: dict[str, tuple[Question, ...]]) -> Exam:
+def exam_of(name: str, model: LocalModel, questions: dict[str, tuple[Question, ...]], gpus: int = 1) -> Exam:
     """What a model of the config is asked."""
-    return Exam(name, model.model if model.folder is None else str(model.folder), model.revision, questions)
+    folder = model.model if model.folder is None else str(model.folder)
+    return Exam(name, folder, model.revision, questions, gpus)
 
 
 def chat(prompts: Sequence[Prompt]) -> tuple[Question, ...]:
