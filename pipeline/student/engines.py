@@ -139,9 +139,8 @@ class TransformersEngine:
 
         self._device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         dtype = getattr(torch, job.precision)
-        self._model = (
-            AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype).to(self._device).eval()
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(exam.model, revision=exam.revision, dtype=dtype)
+        self._model = loaded.to(self._device).eval()
         pad = prompter.tokenizer.pad_token_id
         self._stops = prompter.stops
         self._pad = self._stops[0] if pad is None else pad
