@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -17,7 +17,7 @@ from pipeline.core.config_teacher import Teacher
 from pipeline.core.errors import CorruptArtefact, LostRows, UsageError, boundary, disk_errors
 from pipeline.core.fanout import map_in_process
 from pipeline.core.lineage import DigestCache, Manifest, explain, path_digest, step_key
-from pipeline.core.load import Loaded
+from pipeline.core.load import Loaded, require_test_answers
 from pipeline.core.log import EventLog, show_progress
 from pipeline.core.runs import hold_lock, hold_run, link_artefact, lock_step, read_lock
 from pipeline.core.stage import Context, Json, Result, StageModule, check_cancelled
@@ -110,6 +110,7 @@ class Session:
     secrets: tuple[str, ...] = ()
     cancel: threading.Event = field(default_factory=threading.Event)
     quiet: bool = False
+    until: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -230,11 +231,14 @@ def run_all(session: Session, until: str | None = None) -> list[Outcome]:
     Raises:
         PipelineError: of the first step that fails; what was committed before stays.
     """
+    session = replace(session, until=until)
     steps = plan_steps()
     if until is not None:
         steps = steps[: [step.name for step in steps].index(until) + 1]
     for step in steps:
         _checked_input_files(session, step)
+    if any(step.kind == "evaluate" for step in steps):
+        require_test_answers(session.loaded)
     outcomes: dict[str, Outcome] = {}
     with _disk_errors(session), hold_run(session.folder, session.secrets) as events:
         for step in steps:
@@ -338,7 +342,7 @@ def run_step(
         )
         check_cancelled(ctx)
         result = _run_stage(session, step, inputs, staged, ctx)
-        manifest = _manifest(step, key, parts, result)
+        manifest = Manifest.of(step.kind, key, parts, result, collect_versions())
         artefact = session.store.commit(staged, manifest, replace_other_content=force)
         shutil.rmtree(workdir, ignore_errors=True)
     session.digests.save()
@@ -362,24 +366,11 @@ def _run_stage(session: Session, step: Step, inputs: Mapping[str, Path], staged:
     return result
 
 
-def _manifest(step: Step, key: str, parts: dict[str, Json], result: Result) -> Manifest:
-    return Manifest(
-        key=key,
-        stage=step.kind,
-        parts=parts,
-        content=result.content,
-        files={},
-        rows_in=result.rows_in,
-        rows_out=result.rows_out,
-        rejected=dict(result.rejected),
-        metrics=dict(result.metrics),
-        versions=collect_versions(),
-    )
-
-
 def command(session: Session, name: str) -> str:
     """A command on this run as one types it; `run` goes on where an invocation stopped."""
     words = ["python", "-m", "pipeline", name, str(session.loaded.path), "--data", str(session.data)]
+    if name == "run" and session.until is not None:
+        words += ["--until", session.until]
     return shlex.join([*words, *(word for override in session.loaded.overrides for word in ("--set", override))])
 
 

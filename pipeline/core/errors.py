@@ -58,12 +58,6 @@ class CorruptArtefact(PipelineError):
     exit_code = ExitCode.INTEGRITY
 
 
-class LockDrift(PipelineError):
-    """`--locked` was asked for and the recipe differs from the lock file."""
-
-    exit_code = ExitCode.INTEGRITY
-
-
 class RunLocked(PipelineError):
     """Another process holds this run."""
 

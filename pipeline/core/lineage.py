@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.core.errors import CorruptArtefact
-from pipeline.core.stage import Json
+from pipeline.core.stage import Json, Result
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +183,24 @@ class Manifest:
     metrics: dict[str, Json]
     versions: dict[str, str]
     format: int = FORMAT
+
+    @classmethod
+    def of(
+        cls, stage: str, key: str, parts: Mapping[str, Json], result: Result, versions: Mapping[str, str]
+    ) -> "Manifest":
+        """The manifest of a stage's result; the store adds the files."""
+        return cls(
+            key=key,
+            stage=stage,
+            parts={**parts},
+            content=result.content,
+            files={},
+            rows_in=result.rows_in,
+            rows_out=result.rows_out,
+            rejected={**result.rejected},
+            metrics={**result.metrics},
+            versions={**versions},
+        )
 
     def to_json(self) -> str:
         """Indented JSON text, for people too."""

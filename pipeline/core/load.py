@@ -16,7 +16,6 @@ from pipeline.core.errors import UsageError
 from pipeline.core.lineage import digest_json
 
 MAX_BYTES = 1_000_000
-SCHEMA_LINE = "# yaml-language-server: $schema="
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Loaded:
         config: the validated config.
         path: its YAML file.
         overrides: the `--set` texts, in order.
-        run_name: folder of the run: the config's name, plus `+<8 hex>` of the overrides when there are any.
+        run_name: folder of the run: the config's name, plus `+<8 hex>` of the overrides, whatever their order.
     """
 
     config: RunConfig
@@ -68,8 +67,25 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         raise _refusal(path, [_problem(data, details) for details in mistakes]) from None
     if booleans := [*_booleans_as_numbers(data, config)]:
         raise _refusal(path, [f"{name}: give a number, not yes or no" for name in booleans])
-    suffix = f"+{digest_json(list(overrides))[:8]}" if overrides else ""
+    last = {name: value for name, _, value in (override.partition("=") for override in overrides)}
+    suffix = f"+{digest_json({**last})[:8]}" if overrides else ""
     return Loaded(config, path, tuple(overrides), config.name + suffix)
+
+
+def require_test_answers(loaded: Loaded) -> None:
+    """Say before anything is paid for that an evaluation would have nothing to compare answers with.
+
+    Raises:
+        UsageError: there is no test split, or no prompt set has reference answers.
+    """
+    prompts = loaded.config.prompts
+    if prompts.test == 0:
+        todo = "give it a share, or stop before the evaluation: --until train"
+        raise UsageError("there is no test split to evaluate on", where=f"{loaded.path}: prompts.test", todo=todo)
+    if all(prompt_set.columns.answer is None for prompt_set in prompts.sets.values()):
+        where = f"{loaded.path}: prompts.sets.*.columns.answer"
+        todo = "name the column of reference answers, or stop before the evaluation: --until train"
+        raise UsageError("no prompt set has reference answers to evaluate with", where=where, todo=todo)
 
 
 def read_yaml(path: Path) -> Any:

@@ -9,9 +9,11 @@ from pydantic import ValidationError
 
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UsageError
-from pipeline.core.load import Loaded, load_config, read_yaml
+from pipeline.core.load import Loaded, load_config, read_yaml, require_test_answers
 from tests.support import minimal_config, write_project
 
+ANSWERED = {"facts": {"source": {"kind": "jsonl", "path": "rows.jsonl"}, "columns": {"answer": "completion"}}}
+SILENT = {"facts": {"source": {"kind": "jsonl", "path": "rows.jsonl"}}}
 LITERAL_KEY = "sk-LITERAL-0123456789abcdef"
 
 
@@ -315,3 +317,24 @@ def test_the_project_that_other_tests_build_on_is_valid(tmp_path: Path) -> None:
     path = write_project(tmp_path)
     assert yaml.safe_load(path.read_text("utf-8")) == minimal_config()
     assert load_config(path).config.name == "small"
+
+
+class TestRequireTestAnswers:
+    """An evaluation that cannot compare anything is refused before the teacher is asked."""
+
+    def test_reference_answers_and_a_test_split_pass(self, tmp_path: Path) -> None:
+        require_test_answers(load(tmp_path, prompts={"sets": ANSWERED, "test": 0.1}))
+
+    def test_no_reference_answers(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="no prompt set has reference answers"):
+            require_test_answers(load(tmp_path, prompts={"sets": SILENT, "test": 0.1}))
+
+    def test_no_test_split(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="no test split"):
+            require_test_answers(load(tmp_path, prompts={"sets": ANSWERED, "test": 0}))
+
+
+def test_the_order_of_overrides_does_not_name_another_run(tmp_path: Path) -> None:
+    both = ("train.seed=1", "dataset.seed=2")
+    assert load(tmp_path, *both).run_name == load(tmp_path, *reversed(both)).run_name
+    assert load(tmp_path, *both).run_name != load(tmp_path, both[0]).run_name
