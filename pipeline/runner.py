@@ -58,7 +58,9 @@ STAGES = (
     StageSpec(
         "evaluate",
         ("train", "prompts"),
-        lambda run: c.EvaluateStep(evaluate=run.evaluate, teacher=_teacher(run), student=run.student),
+        lambda run: c.EvaluateStep(
+            evaluate=run.evaluate, teacher=_teacher(run), student=run.student, retry=run.generate.retry
+        ),
     ),
     StageSpec(
         "report",

@@ -72,7 +72,8 @@ EMPTY_PROMPT = Prompt(
     task=None,
     prompt=(Message("user", "What is 1 + 1?"),),
     answer=None,
-    license="MIT",
+    also_in=(),
+    license_set=("MIT",),
 )
 
 EMPTY_RECORD = Record(

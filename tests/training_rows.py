@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.core.config import TrainConfig
-from pipeline.core.config_base import LocalModel
+from pipeline.core.config import StudentModel, TrainConfig
 from pipeline.core.record import RECORD_SCHEMA, Message, Record, to_table, write_parquet
 from pipeline.stages.dataset import COLUMNS
 from pipeline.student.jobs import TrainJob
@@ -63,7 +62,7 @@ def train_here(folder: Path, model: Path, dataset: Path, **changes: Any) -> tupl
         (folder / name).mkdir(parents=True)
     job = TrainJob(
         train=small_config(**changes),
-        student=LocalModel(model=str(model)),
+        student=StudentModel(model=str(model)),
         data=dataset / "data",
         out=folder / "out",
         workdir=folder / "work",

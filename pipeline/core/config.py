@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.config_base import OPERATIONAL, ConfigModel, FilePath, LocalModel, Name, Share
-from pipeline.core.config_teacher import GenerateConfig, OpenAITeacher, Teacher
+from pipeline.core.config_teacher import GenerateConfig, OpenAITeacher, Retry, Teacher
 
 # ---------------------------------------------------------------------------------------------------- prompts
 
@@ -20,7 +20,8 @@ class Columns(ConfigModel):
     prompt: str = "prompt"
     """Text of the user's message, or a list of {role, content} messages. Not read when `template` is given."""
     answer: str | None = None
-    """Reference answer, for verification and evaluation; never shown to a teacher or student."""
+    """Reference answer, for verification and evaluation; never shown to a teacher or student. Numbers and booleans are
+    read as the texts that JSON writes for them (true, false)."""
     group_id: str | None = None
     """Prompts with one group id share a split. None: the normalised prompt is the group."""
     task: str | None = None
@@ -49,6 +50,13 @@ class HubSource(ConfigModel):
     """Configuration name of the data set."""
     split: str = "train"
     """Split of the data set to read; all rows of it are assigned to our own splits."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_no_local_folder(cls, value: str) -> str:
+        if value.startswith((".", "/", "~")):  # its bytes would not count, so a change of them would go unseen
+            raise ValueError("a local data set is read with kind jsonl, csv or parquet")
+        return value
 
 
 class PromptSet(ConfigModel):
@@ -175,7 +183,8 @@ class TrainConfig(ConfigModel):
     tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning(kind="full")
     """What is trained."""
     max_length: Annotated[int, Field(ge=8)] = 2048
-    """Longest row in the student's tokens; longer rows are rejected and counted, never cut."""
+    """Longest row in the student's tokens, at most the student's positions; longer rows are rejected and counted,
+    never cut."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the rows; `max_steps` ends earlier."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -215,12 +224,20 @@ class TrainConfig(ConfigModel):
     eval_rows: Annotated[int, Field(ge=0), OPERATIONAL] = 512
     """Validation rows whose loss is taken at the end of each epoch; 0: none."""
 
+    @model_validator(mode="after")
+    def _batch_can_be_divided(self) -> "TrainConfig":
+        if self.batch_size % (self.micro_batch_size * self.processes) != 0:
+            divisor = f"micro_batch_size {self.micro_batch_size} × processes {self.processes}"
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of {divisor}")
+        return self
+
 
 class EvaluateConfig(ConfigModel):
     """Stage `evaluate`: teacher, base and student answer the same test prompts through the same code, greedily."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    """What runs the local models: in-process transformers or in-process vLLM."""
+    """What runs the local models: in-process transformers or in-process vLLM. Transformers takes one GPU, and knows no
+    `quantization` of the teacher's."""
     metric: Literal["exact", "numeric"] = "exact"
     """How an answer is compared with the reference; see pipeline/text/verifiers.py."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
@@ -240,7 +257,7 @@ class EvaluateConfig(ConfigModel):
     speed_prompts: Annotated[int, Field(ge=1), OPERATIONAL] = 512
     """Test prompts in each of the speed passes."""
     speed_passes: Annotated[int, Field(ge=1), OPERATIONAL] = 3
-    """Warm passes per model, alternating between the models; the median counts."""
+    """Warm passes per model, alternating between the models where a GPU holds them all; the median counts."""
     threads: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
     """CPU threads; None: the engine's choice."""
 
@@ -252,6 +269,13 @@ class ReportConfig(ConfigModel):
     """Rows shown with their story; half of them kept, half rejected."""
 
 
+class StudentModel(LocalModel):
+    """The base model that becomes the student."""
+
+    license: Annotated[str, OPERATIONAL] = "unknown"
+    """SPDX expression of the model's licence, or the name of its terms; recorded with the training."""
+
+
 class RunConfig(ConfigModel):
     """One YAML file: one run."""
 
@@ -259,7 +283,7 @@ class RunConfig(ConfigModel):
     """Name of the run: its folder under `data/runs/`."""
     teachers: Annotated[dict[Name, Teacher], Field(min_length=1)]
     """Teachers by name."""
-    student: LocalModel
+    student: StudentModel
     """The base model that becomes the student."""
     prompts: PromptsConfig
     generate: GenerateConfig
@@ -303,13 +327,14 @@ class DatasetStep(ConfigModel):
 
 class TrainStep(ConfigModel):
     train: TrainConfig
-    student: LocalModel
+    student: StudentModel
 
 
 class EvaluateStep(ConfigModel):
     evaluate: EvaluateConfig
     teacher: Teacher
-    student: LocalModel
+    student: StudentModel
+    retry: Annotated[Retry, OPERATIONAL]
 
 
 class ReportStep(ConfigModel):

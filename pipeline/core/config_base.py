@@ -1,5 +1,7 @@
 """What all config models share, and `identity`: which knobs change rows."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -12,6 +14,18 @@ OPERATIONAL: Final = "operational"
 
 BYTES_OR_NAME: Final = "bytes-or-name"
 """Marks a field that holds a local path (counts by its bytes, through `input_files`) or a hub id (counts as text)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountedBy:
+    """Marks a field of which only a part can change a row: `x: Annotated[T, CountedBy(part)]`.
+
+    Attributes:
+        part: gives what counts of the field's value; an empty part counts like a field that is not there.
+    """
+
+    part: Callable[[Any], Json]
+
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -45,6 +59,11 @@ def identity(model: BaseModel) -> dict[str, Json]:
         if OPERATIONAL in field.metadata:
             continue
         value = getattr(model, name)
+        partly = next((mark for mark in field.metadata if isinstance(mark, CountedBy)), None)
+        if partly is not None:
+            part = partly.part(value)
+            counted |= {name: part} if part else {}
+            continue
         if BYTES_OR_NAME in field.metadata and local_folder(value) is not None:
             value = "local"
         counted[name] = _identity_value(value)

@@ -1,12 +1,109 @@
 """Config of the teachers and of the stage that asks them."""
 
 import ipaddress
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, field_validator
 
-from pipeline.core.config_base import OPERATIONAL, ConfigModel, FilePath, LocalModel, Name, SecretRef
+from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, LocalModel, Name, SecretRef
+from pipeline.core.stage import Json
+
+SWITCHES_WITHOUT_EFFECT: Final = frozenset(
+    {
+        "--enforce-eager",
+        "--enable-prefix-caching",
+        "--no-enable-prefix-caching",
+        "--disable-log-stats",
+        "--disable-log-requests",
+        "--disable-uvicorn-access-log",
+        "--disable-fastapi-docs",
+    }
+)
+SETTINGS_WITHOUT_EFFECT: Final = frozenset(
+    {
+        "--max-num-seqs",
+        "--max-num-batched-tokens",
+        "--gpu-memory-utilization",
+        "--kv-cache-memory",
+        "--kv-cache-memory-bytes",
+        "--swap-space",
+        "--cpu-offload-gb",
+        "--block-size",
+        "--uvicorn-log-level",
+        "--master-port",
+    }
+)
+"""Flags of vLLM's server that decide how fast and where it computes, not what: these and the switches, which take no
+value, are in no key. All others count."""
+VARIABLES_WITHOUT_EFFECT: Final = frozenset(
+    {
+        "VLLM_CPU_KVCACHE_SPACE",
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "VLLM_LOGGING_LEVEL",
+        "OMP_NUM_THREADS",
+        "CUDA_VISIBLE_DEVICES",
+        "HF_HOME",
+        "HF_HUB_OFFLINE",
+    }
+)
+"""The same for environment variables; those that begin with `NCCL_` are without effect too."""
+REFUSED_FLAGS: Final = {
+    "--model": "it is `model`",
+    "--revision": "it is `revision`",
+    "--dtype": "it is `dtype`",
+    "--max-model-len": "it is `max_model_len`",
+    "--quantization": "it is `quantization`",
+    "-q": "it is `quantization`",
+    "--tensor-parallel-size": "it is `tensor_parallel_size`",
+    "-tp": "it is `tensor_parallel_size`",
+    "--tokenizer": "the model's folder holds its tokenizer",
+    "--served-model-name": "the pipeline gives the name",
+    "--host": "the pipeline chooses the address",
+    "--port": "the pipeline chooses the address",
+    "--api-key": "the server listens on this machine only, and a config holds no secrets",
+    "--config": "a file's content would not count in any key; write its settings here",
+}
+SECRET_WORDS: Final = frozenset({"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD"})
+
+
+def flags_that_count(args: Sequence[str]) -> list[Json]:
+    """Of a server's arguments those that may change answers: `[[flag, value, …], …]` sorted by flag; a flag that is
+    given twice keeps its order, since the last one wins."""
+    counted: list[list[str]] = []
+    for flag, *values in _flags(args):
+        if flag in SWITCHES_WITHOUT_EFFECT and not values:
+            continue
+        if flag in SETTINGS_WITHOUT_EFFECT and len(values) == 1:
+            continue
+        counted.append([flag, *values])
+    return [[*flag] for flag in sorted(counted, key=lambda flag: flag[0])]
+
+
+def variables_that_count(env: Mapping[str, str]) -> dict[str, Json]:
+    """Of a server's environment variables those that may change answers."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name not in VARIABLES_WITHOUT_EFFECT and not name.startswith("NCCL_")
+    }
+
+
+def _flags(args: Sequence[str]) -> Iterator[list[str]]:
+    """Arguments as `[flag, value, …]`, in vLLM's own reading: `--a=b` is `--a b`, and `--a_b` is `--a-b`."""
+    group: list[str] = []
+    for arg in args:
+        if not arg.startswith("-"):
+            group.append(arg)
+            continue
+        if group:
+            yield group
+        flag, equals, value = arg.partition("=")
+        flag = flag.replace("_", "-") if flag.startswith("--") else flag
+        group = [flag, value] if equals else [flag]
+    if group:
+        yield group
 
 
 class VllmTeacher(LocalModel):
@@ -17,25 +114,51 @@ class VllmTeacher(LocalModel):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format the weights are computed in."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
-    """Longest prompt plus completion in tokens; None: the model's own limit."""
+    """Longest prompt plus completion in tokens; None: the model's own limit. When it is raised, only what was cut or
+    refused for it is asked again."""
     quantization: str | None = None
     """vLLM's `--quantization`."""
     servers: Annotated[int, Field(ge=1), OPERATIONAL] = 1
-    """Number of servers; requests are spread over them."""
+    """Number of servers; requests are spread over them. Of several, each gets GPUs of its own: as many as
+    `tensor_parallel_size` says, in the order of CUDA_VISIBLE_DEVICES."""
     tensor_parallel_size: Annotated[int, Field(ge=1), OPERATIONAL] = 1
     """GPUs that share one server's model."""
-    args: Annotated[tuple[str, ...], OPERATIONAL] = ()
-    """More arguments for `vllm.entrypoints.openai.api_server`. For flags that do not change answers."""
-    env: Annotated[dict[str, str], OPERATIONAL] = Field(default={})
-    """Environment variables of the server. For settings that do not change answers."""
+    args: Annotated[tuple[str, ...], CountedBy(flags_that_count)] = ()
+    """More arguments for `vllm.entrypoints.openai.api_server`. They count in every key, except those known to change
+    no answer (memory, batching, logs). Refused: what has a field of its own, or is the pipeline's to decide."""
+    env: Annotated[dict[str, str], CountedBy(variables_that_count)] = Field(default={})
+    """More environment variables of the server, beside those it inherits. They count in every key, except those known
+    to change no answer. Secrets are refused: export them, and the server inherits them."""
     start_timeout_s: Annotated[float, Field(gt=0), OPERATIONAL] = 600
     """Seconds a server may take until it is healthy."""
     concurrency: Annotated[int, Field(ge=1), OPERATIONAL] = 256
     """Most requests in flight per server."""
 
+    @field_validator("args")
+    @classmethod
+    def _args_are_not_fields(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+        for flag, *values in _flags(args):
+            if flag in REFUSED_FLAGS:
+                raise ValueError(f"{flag} cannot be given here: {REFUSED_FLAGS[flag]}")
+            if flag == "--chat-template" and not any("{" in value for value in values):
+                why = "a file's content would not count in any key; use the model folder's chat_template.jinja"
+                raise ValueError(f"{flag} takes the template itself here: {why}")
+        return args
+
+    @field_validator("env")
+    @classmethod
+    def _env_holds_no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
+        for name in env:
+            if SECRET_WORDS.intersection(name.upper().split("_")):
+                raise ValueError(f"{name} looks like a secret: export it in the shell, the server inherits it")
+        return env
+
 
 class OpenAITeacher(ConfigModel):
-    """A teacher behind any URL that speaks the OpenAI chat-completions format."""
+    """A teacher behind any URL that speaks the OpenAI chat-completions format.
+
+    It is asked directly: proxies in the environment (HTTPS_PROXY) are not used, so that keys go to its host only.
+    """
 
     kind: Literal["openai"]
     """An OpenAI-compatible API."""
@@ -52,6 +175,8 @@ class OpenAITeacher(ConfigModel):
     """Name of the terms that its answers come under."""
     concurrency: Annotated[int, Field(ge=1), OPERATIONAL] = 64
     """Most requests in flight."""
+    max_tokens_field: Annotated[Literal["max_tokens", "max_completion_tokens"], OPERATIONAL] = "max_tokens"
+    """Name under which the API takes the cap; OpenAI's reasoning models want `max_completion_tokens`."""
 
     @field_validator("base_url")
     @classmethod
@@ -78,8 +203,9 @@ class ReplayTeacher(ConfigModel):
     prompt_id: str = "id"
     """Column that names the prompt by its id; not read when `prompt` is given."""
     prompt: str | None = None
-    """Column with the text of the user's message, to join rows that have no id. Several rows for one prompt are its
-    samples, in the order of the file."""
+    """Column with the text of the user's message (or a list of messages that holds one), to join rows that have no id.
+    It joins prompts that are one user message, whatever their system message; a prompt of several turns is joined by
+    id only. Several rows for one prompt are its samples, in the order of the file."""
     completion: str = "completion"
     """Column with the completion: text, or a list of {role, content} messages whose last assistant turn counts."""
     finish_reason: str | None = None
@@ -102,10 +228,10 @@ Teacher = Annotated[VllmTeacher | OpenAITeacher | ReplayTeacher, Field(discrimin
 class Sampling(ConfigModel):
     """How the teacher draws tokens; part of the request key except `max_tokens`."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling."""
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = 0.0
+    """0 is greedy. None: not sent, for models that refuse to be told; the provider's default holds."""
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling. None: not sent, as for `temperature`."""
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Top-k sampling; sent only when given, since some APIs refuse it."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0

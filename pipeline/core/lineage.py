@@ -20,7 +20,14 @@ FORMAT = 1
 SEAL = "manifest_sha256"
 """The entry of `manifest.json` that covers all its other entries."""
 
-NOT_PART_OF_A_MODEL = (".md", ".txt.asc")
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+"""What a loader reads of a model folder: weights, configs, tokenizer, template."""
+CODE_FILES = ("*.py",)
+"""Read where a model brings code of its own."""
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf")
+"""Read only where there are no safetensors."""
+OTHER_FORMATS = "original"
+"""Folder in which some models lie a second time, in a format of their makers; no loader of ours looks there."""
 
 
 def canonical_json(value: Json) -> bytes:
@@ -92,15 +99,16 @@ def _flatten(value: Json, path: str = "") -> dict[str, Json]:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder that a loader reads, sorted; cards and hidden files (git's, the hub client's notes
-    about its downloads) are none of them."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not path.name.endswith(NOT_PART_OF_A_MODEL)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """The files of a model folder that a loader reads, sorted. Cards, licences, logs, hidden files (git's, the hub
+    client's notes about its downloads) and copies in other formats are none of them."""
+    files = [path for path in folder.rglob("*") if path.is_file() and _may_be_read(path.relative_to(folder))]
+    safe = any(path.suffix == ".safetensors" for path in files)
+    patterns = (*MODEL_FILES, *CODE_FILES) if safe else (*MODEL_FILES, *CODE_FILES, *OTHER_WEIGHTS)
+    return sorted(path for path in files if any(path.match(pattern) for pattern in patterns))
+
+
+def _may_be_read(inside: Path) -> bool:
+    return inside.parts[0] != OTHER_FORMATS and not any(part.startswith(".") for part in inside.parts)
 
 
 def path_digest(path: Path, cache: "DigestCache") -> str:

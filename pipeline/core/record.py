@@ -39,10 +39,12 @@ PROMPT_SCHEMA = pa.schema(
         pa.field("task", pa.string()),
         _required("prompt", MESSAGES),
         pa.field("answer", pa.string()),
-        _required("license", pa.string()),
+        _required("also_in", STRINGS),
+        _required("license_set", STRINGS),
     ]
 )
-"""Rows of stage `prompts`, sorted by (prompt_set, prompt_id). `license` is the prompt set's."""
+"""Rows of stage `prompts`, sorted by (prompt_set, prompt_id). `also_in` names the other prompt sets that held the same
+prompt, sorted; `license_set` is the licences of all of them, sorted."""
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -90,7 +92,8 @@ class Prompt:
     task: str | None
     prompt: tuple[Message, ...]
     answer: str | None
-    license: str
+    also_in: tuple[str, ...]
+    license_set: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,14 @@ import pyarrow.compute as pc
 
 from pipeline.core.config import GenerateStep
 from pipeline.core.config_teacher import OpenAITeacher, ReplayTeacher, Teacher, VllmTeacher
+from pipeline.core.errors import UsageError
 from pipeline.core.lineage import DigestCache, row_id
 from pipeline.core.record import RECORD_SCHEMA, SHARD_ROWS, Message, Prompt, Record, prompts_of, read_shards
 from pipeline.core.sink import RowSink
 from pipeline.core.stage import Context, Json, Result, check_cancelled
 from pipeline.teacher.ask import Answer, ask
 from pipeline.teacher.request import Asked, Request
+from pipeline.text.licenses import parse_license
 
 VERSION = 1
 SPLITS = ("train", "validation")
@@ -40,7 +42,9 @@ def run(cfg: GenerateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
 
     Raises:
         Incomplete, UsageError, Interrupted: see `pipeline.teacher.ask.ask`.
+        UsageError: the teacher's licence is blank, or not one prompt was answered.
     """
+    license_name = _license(cfg)
     rows = inputs["prompts"] / "rows"
     asked = Asked.of(
         cfg.teacher, cfg.generate.sampling, cfg.generate.draw, DigestCache(ctx.data / "cache" / "digests.json")
@@ -53,13 +57,36 @@ def run(cfg: GenerateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     with RowSink(out, RECORD_SCHEMA) as sink:
         while chunk := list(islice(answers, SHARD_ROWS)):
             check_cancelled(ctx)
-            records = [_record(cfg, prompt, request, answer) for (prompt, request), answer in chunk]
+            records = [_record(cfg, license_name, prompt, request, answer) for (prompt, request), answer in chunk]
             reasons = [answer.rejected for _, answer in chunk]
             sink.keep([record for record, reason in zip(records, reasons, strict=True) if reason is None])
             refused = [(record, reason) for record, reason in zip(records, reasons, strict=True) if reason is not None]
             sink.reject([record for record, _ in refused], [reason for _, reason in refused])
             totals.add(answer for _, answer in chunk)
-    return sink.result(rows_in, {"teacher": _facts(cfg, asked), **totals.metrics()})
+    result = sink.result(rows_in, {"teacher": _facts(cfg, license_name, asked), **totals.metrics()})
+    if rows_in > 0 and result.rows_out == 0:
+        raise _nothing_answered(cfg.generate.teacher, result.rejected)
+    return result
+
+
+def _license(cfg: GenerateStep) -> str:
+    """The teacher's licence in the form in which the prompts' are written, so that one licence has one name."""
+    try:
+        return parse_license(cfg.teacher.license).name
+    except ValueError as error:
+        where = f"teachers.{cfg.generate.teacher}.license"
+        todo = "write an SPDX expression such as MIT or Apache-2.0, the name of the terms, or leave it out"
+        raise UsageError(str(error), where=where, todo=todo) from error
+
+
+def _nothing_answered(teacher: str, rejected: Mapping[str, int]) -> UsageError:
+    reason, count = max(rejected.items(), key=lambda item: item[1])
+    if reason == "no_completion":
+        todo = f"check the path and the columns (prompt_id or prompt, completion) of teachers.{teacher}"
+    else:
+        todo = f"ask the teacher one of the prompts by hand, then correct teachers.{teacher} or generate.sampling"
+    what = f"no prompt was answered: of {sum(rejected.values()):,} rows {count:,} were rejected as {reason}"
+    return UsageError(what, where=f"teachers.{teacher}", todo=todo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +136,7 @@ def _count_prompts(rows: Path) -> int:
     return sum(pc.sum(pc.is_in(table["split"], value_set=pa.array(SPLITS))).as_py() or 0 for table in tables)
 
 
-def _record(cfg: GenerateStep, prompt: Prompt, request: Request, answer: Answer) -> Record:
+def _record(cfg: GenerateStep, license_name: str, prompt: Prompt, request: Request, answer: Answer) -> Record:
     completion = (Message("assistant", answer.text, answer.reasoning_content),) if answer.rejected is None else ()
     return Record(
         row_id=row_id(prompt.prompt_set, prompt.prompt_id, request.key),
@@ -121,9 +148,9 @@ def _record(cfg: GenerateStep, prompt: Prompt, request: Request, answer: Answer)
         prompt=prompt.prompt,
         completion=completion,
         answer=prompt.answer,
-        also_in=(),
+        also_in=prompt.also_in,
         teacher=cfg.generate.teacher,
-        license_set=tuple(sorted({prompt.license, cfg.teacher.license})),
+        license_set=tuple(sorted({*prompt.license_set, license_name})),
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
@@ -132,12 +159,12 @@ def _record(cfg: GenerateStep, prompt: Prompt, request: Request, answer: Answer)
     )
 
 
-def _facts(cfg: GenerateStep, asked: Asked) -> dict[str, Json]:
+def _facts(cfg: GenerateStep, license_name: str, asked: Asked) -> dict[str, Json]:
     """Who answered, for the manifest. No local path: it may hold a user's name, and the identity says more."""
     return {
         "name": cfg.generate.teacher,
         "kind": cfg.teacher.kind,
-        "license": cfg.teacher.license,
+        "license": license_name,
         "identity": asked.identity,
         **_source(cfg.teacher),
     }

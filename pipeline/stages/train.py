@@ -26,8 +26,9 @@ WORKER: Final = "pipeline.student.worker"
 
 
 def input_files(cfg: TrainStep) -> dict[str, Path]:
-    """The student's folder."""
-    return {} if cfg.student.folder is None else {"student.model": cfg.student.folder}
+    """Accelerate's config, and the student's folder."""
+    files = {"train.accelerate": cfg.train.accelerate}
+    return files if cfg.student.folder is None else {**files, "student.model": cfg.student.folder}
 
 
 def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
@@ -46,7 +47,7 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
     data = inputs["dataset"] / "data"
     rows = count_rows(data.glob("train-*.parquet"))
     if rows == 0:
-        todo = "run `python -m pipeline verify CONFIG`, then run again"
+        todo = "run again: it will be rebuilt"
         raise CorruptArtefact("the data set has no training shard", where=str(data), todo=todo)
     is_inside = is_launched()
     world_size = int(os.environ["WORLD_SIZE"]) if is_inside else train.processes
@@ -55,7 +56,7 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
     progress = Progress(ctx)
     ctx.progress.start(rows, "rows")
     result = run_here(job, ctx, progress) if is_inside else launch(job, ctx, progress)
-    return _result(result, out, ctx)
+    return _result(result, cfg, out, ctx)
 
 
 def launch(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:
@@ -150,10 +151,13 @@ class Progress:
                 raise ValueError(f"a report that nobody knows: {sorted(line)}")
 
 
-def _result(found: Mapping[str, Any], out: Path, ctx: Context) -> Result:
+def _result(found: Mapping[str, Any], cfg: TrainStep, out: Path, ctx: Context) -> Result:
     cache = DigestCache(ctx.workdir / "digests.json")
     rejected: dict[str, int] = found["rejected"]
-    metrics: dict[str, Json] = found["metrics"]
+    student = cfg.student
+    name = student.model if student.folder is None else "local"
+    facts: dict[str, Json] = {"model": name, "revision": student.revision, "license": student.license}
+    metrics: dict[str, Json] = {**found["metrics"], "student": facts}
     rows_in = found["rows_in"]
     content = path_digest(out / "model", cache)
     return Result(rows_in, rows_in - sum(rejected.values()), rejected, content, metrics)

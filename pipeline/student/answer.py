@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.student.jobs import Answer, AnswerJob, Exam, Examined, Question, Speed, write_examined
 from pipeline.student.process import Files, Report, Reporter, run_as_worker
-from pipeline.student.weights import stored_weights
+from pipeline.student.weights import Weights, stored_weights
 
 if TYPE_CHECKING:
     from pipeline.student.engines import Examinee
 
 REPORT_QUESTIONS: Final = 256
 """Questions between two reports of progress; vLLM is given all questions at once."""
+VALUE_BYTES: Final = {"float32": 4, "bfloat16": 2}
+"""Bytes of a parameter in each of the job's number formats."""
 
 
 def main(path: Path) -> None:
@@ -32,6 +34,8 @@ def main(path: Path) -> None:
 def run_job(job: AnswerJob, report: Callable[[Report], None]) -> dict[str, Examined]:
     """Let each model answer its questions, one after the other, then measure speed with all of them loaded.
 
+    Speed is left out where they do not fit on a GPU together: then each needs a job of its own.
+
     Raises:
         UsageError: a model cannot be loaded.
     """
@@ -41,9 +45,7 @@ def run_job(job: AnswerJob, report: Callable[[Report], None]) -> dict[str, Exami
         torch.set_num_threads(job.threads)
     answers = {exam.name: _answers(job, exam, report) if job.answers else {} for exam in job.exams}
     passes = {} if job.speed is None else _measure(job, job.speed, report)
-    return {
-        exam.name: Examined(answers[exam.name], *_size(exam), tuple(passes.get(exam.name, ()))) for exam in job.exams
-    }
+    return {exam.name: _examined(exam, answers[exam.name], passes.get(exam.name, ())) for exam in job.exams}
 
 
 def _answers(job: AnswerJob, exam: Exam, report: Callable[[Report], None]) -> dict[str, tuple[Answer, ...]]:
@@ -72,11 +74,16 @@ def _in_parts(
 def _measure(job: AnswerJob, speed: Speed, report: Callable[[Report], None]) -> Mapping[str, list[float]]:
     """Answers per second of each model: one pass each to warm up, then passes in turn, all on equal prompts.
 
-    All models stay loaded, so that what disturbs the machine disturbs all of them alike.
+    All models stay loaded, so that what disturbs the machine disturbs all of them alike. Nothing is measured where
+    they do not fit on a GPU together.
     """
-    from pipeline.student.engines import gpu_shares, load_examinee
+    from pipeline.student.engines import fit_together, gpu_memory, gpu_need, gpu_shares, load_examinee
 
-    shares = gpu_shares({exam.name: _size(exam)[1] for exam in job.exams})
+    gpus = {exam.name: exam.tensor_parallel_size if job.engine == "vllm" else 1 for exam in job.exams}
+    needs = {exam.name: gpu_need(_loaded_bytes(job, exam), gpus[exam.name]) for exam in job.exams}
+    if not fit_together(needs, gpu_memory()):
+        return {}
+    shares = gpu_shares(needs)
     examinees = {
         exam.name: (
             load_examinee(job, exam, gpu_share=shares[exam.name]),
@@ -95,15 +102,27 @@ def _measure(job: AnswerJob, speed: Speed, report: Callable[[Report], None]) -> 
     return passes
 
 
-def _size(exam: Exam) -> tuple[int | None, int | None]:
-    """Parameters and bytes of the stored weights; (None, None) where they are not safetensors."""
+def _examined(exam: Exam, answers: dict[str, tuple[Answer, ...]], passes: Sequence[float]) -> Examined:
+    weights = _weights(exam)
+    parameters, size = (None, None) if weights is None else (weights.parameters, weights.bytes)
+    return Examined(answers, parameters, size, tuple(passes))
+
+
+def _loaded_bytes(job: AnswerJob, exam: Exam) -> int | None:
+    """Bytes of the weights in the job's number format, or as stored where that is more (packed values, say)."""
+    weights = _weights(exam)
+    return None if weights is None else max(weights.bytes, weights.parameters * VALUE_BYTES[job.precision])
+
+
+def _weights(exam: Exam) -> Weights | None:
+    """The size of the stored weights; None where they are not safetensors."""
     folder = Path(exam.model).expanduser()
     if exam.revision is not None:
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(exam.model, revision=exam.revision, allow_patterns=["*.safetensors"]))
-    weights = stored_weights(folder)
-    return (None, None) if weights is None else (weights.parameters, weights.bytes)
+        patterns = ["*.safetensors", "*.safetensors.index.json"]
+        folder = Path(snapshot_download(exam.model, revision=exam.revision, allow_patterns=patterns))
+    return stored_weights(folder)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, Final, Protocol
 
 import torch
 
 from pipeline.core.errors import UsageError, boundary
 from pipeline.student.jobs import Answer, AnswerJob, Exam, Question
-from pipeline.student.tokenise import encode_texts, load_tokenizer, render, stop_ids
+from pipeline.student.tokenise import encode_texts, load_tokenizer, most_positions, render, stop_ids
 
 GPU_SHARE: Final = 0.9
 """Share of a GPU's memory that vLLM's engines take together."""
@@ -43,17 +44,16 @@ class Prompter:
     limit: int | None
 
     @classmethod
-    def of(cls, model: str, revision: str | None) -> "Prompter":
+    def of(cls, exam: Exam) -> "Prompter":
         """Load a model's tokenizer and limits.
 
         Raises:
             UsageError: they cannot be loaded.
         """
-        from transformers import AutoConfig
-
-        tokenizer = load_tokenizer(model, revision)
-        config = AutoConfig.from_pretrained(model, revision=revision).get_text_config()
-        return cls(tokenizer, stop_ids(model, revision, tokenizer), getattr(config, "max_position_embeddings", None))
+        tokenizer = load_tokenizer(exam.model, exam.revision)
+        limits = (most_positions(exam.model, exam.revision), exam.max_model_len)
+        limit = min((one for one in limits if one is not None), default=None)
+        return cls(tokenizer, stop_ids(exam.model, exam.revision, tokenizer), limit)
 
     def prompts(self, questions: Sequence[Question]) -> list[list[int]]:
         """Ids of each prompt: conversations through the chat template, raw text with the tokens the model expects."""
@@ -111,7 +111,7 @@ def load_examinee(job: AnswerJob, exam: Exam, *, gpu_share: float) -> Examinee:
     Raises:
         UsageError: the model cannot be loaded.
     """
-    prompter = Prompter.of(exam.model, exam.revision)
+    prompter = Prompter.of(exam)
     todo = "give a model that the engine loads, or the other evaluate.engine"
     with boundary(UsageError, f"{job.engine} cannot load the model", where=exam.model, todo=todo):
         if job.engine == "vllm":
@@ -125,10 +125,39 @@ def load_examinee(job: AnswerJob, exam: Exam, *, gpu_share: float) -> Examinee:
     return Examinee(prompter, engine, job.max_tokens)
 
 
-def gpu_shares(weights: Mapping[str, int | None]) -> dict[str, float]:
-    """How models that are loaded at once divide a GPU's memory: by the bytes of their weights and room to work."""
-    needs = {name: ROOM_TO_WORK + (size or 0) for name, size in weights.items()}
+def gpu_need(size: int | None, gpus: int = 1) -> int:
+    """Bytes that a model needs on each of the GPUs that share it: its part of the weights, and room to work.
+
+    Args:
+        size: bytes of the loaded weights; None where they are not known, which counts as nothing.
+    """
+    return ROOM_TO_WORK + (size or 0) // gpus
+
+
+def gpu_shares(needs: Mapping[str, int]) -> dict[str, float]:
+    """How models that are loaded at once divide a GPU's memory: by what each needs of it."""
     return {name: GPU_SHARE * need / sum(needs.values()) for name, need in needs.items()}
+
+
+def fit_together(needs: Mapping[str, int], memory: int | None) -> bool:
+    """Whether models can be loaded at once on a GPU of `memory` bytes; None is no GPU, where nothing is divided."""
+    return len(needs) <= 1 or memory is None or sum(needs.values()) <= GPU_SHARE * memory
+
+
+def gpu_memory() -> int | None:
+    """Bytes of the first GPU's memory; None where there is none that CUDA or ROCm knows."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def batches(prompts: Sequence[Sequence[int]], caps: Sequence[int], size: int) -> list[list[int]]:
+    """Places of the prompts of each batch: of equal cap and similar length.
+
+    `generate` has one cap a batch. Were it the lowest, a prompt near the model's limit would cut its neighbours'
+    answers; were it the highest, such a prompt would be continued past the model's last position.
+    """
+    order = sorted(range(len(prompts)), key=lambda at: (-caps[at], len(prompts[at])))
+    same = [list(ats) for _, ats in groupby(order, key=lambda at: caps[at])]
+    return [ats[start : start + size] for ats in same for start in range(0, len(ats), size)]
 
 
 class TransformersEngine:
@@ -155,12 +184,10 @@ class TransformersEngine:
         )
 
     def generate(self, prompts: Sequence[Sequence[int]], caps: Sequence[int]) -> list[list[int]]:
-        """See `Engine`. A batch has one cap, the lowest of its prompts'."""
-        order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
+        """See `Engine`."""
         outputs: list[list[int]] = [[] for _ in prompts]
-        for start in range(0, len(order), self._batch_size):
-            ats = order[start : start + self._batch_size]
-            batch = self._batch([prompts[at] for at in ats], min(caps[at] for at in ats))
+        for ats in batches(prompts, caps, self._batch_size):
+            batch = self._batch([prompts[at] for at in ats], caps[ats[0]])
             for at, ids in zip(ats, batch, strict=True):
                 outputs[at] = ids
         return outputs
@@ -208,6 +235,7 @@ class VllmEngine:
             revision=exam.revision,
             tensor_parallel_size=exam.tensor_parallel_size,
             dtype=job.precision,
+            quantization=exam.quantization,
             max_model_len=room,
             max_num_seqs=job.batch_size,
             enforce_eager=is_cpu,

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pipeline.core.config import TrainConfig
-from pipeline.core.config_base import LocalModel
+from pipeline.core.config import StudentModel, TrainConfig
 from pipeline.core.stage import Json
 from pipeline.student.process import write_json
 
@@ -28,7 +27,7 @@ class TrainJob:
     """
 
     train: TrainConfig
-    student: LocalModel
+    student: StudentModel
     data: Path
     out: Path
     workdir: Path
@@ -39,7 +38,7 @@ class TrainJob:
         """Write the job as JSON, by rename."""
         value: dict[str, Json] = {
             "train": self.train.model_dump(mode="json"),
-            "student": self.student.model_dump(mode="json", include=set(LocalModel.model_fields)),
+            "student": self.student.model_dump(mode="json"),
             "data": str(self.data.resolve()),
             "out": str(self.out.resolve()),
             "workdir": str(self.workdir.resolve()),
@@ -54,7 +53,7 @@ class TrainJob:
         value = json.loads(path.read_text("utf-8"))
         return cls(
             train=TrainConfig.model_validate(value["train"]),
-            student=LocalModel.model_validate(value["student"]),
+            student=StudentModel.model_validate(value["student"]),
             data=Path(value["data"]),
             out=Path(value["out"]),
             workdir=Path(value["workdir"]),
@@ -106,6 +105,8 @@ class Exam:
 
     Attributes:
         tensor_parallel_size: GPUs that share the model; for vLLM only.
+        quantization: vLLM's, as where the model answers elsewhere; None: as its weights are stored.
+        max_model_len: most tokens of prompt and answer together; None: the model's own limit.
     """
 
     name: str
@@ -113,6 +114,8 @@ class Exam:
     revision: str | None
     questions: Mapping[str, tuple[Question, ...]]
     tensor_parallel_size: int = 1
+    quantization: str | None = None
+    max_model_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,16 @@ from pipeline.core.record import ShardWriter, count_rows, read_shards
 from pipeline.student.jobs import TrainJob
 from pipeline.student.order import Indices
 from pipeline.student.process import write_json
-from pipeline.student.tokenise import Checks, Encoded, encode, load_tokenizer, plain_messages, read_json, stop_ids
+from pipeline.student.tokenise import (
+    Checks,
+    Encoded,
+    encode,
+    load_tokenizer,
+    most_positions,
+    plain_messages,
+    read_json,
+    stop_ids,
+)
 
 TOKENS: Final = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 REJECTS: Final = pa.schema(
@@ -69,31 +78,45 @@ def encode_shards(job: TrainJob) -> Tokens:
     """
     tokenizer = load_tokenizer(job.student.model, job.student.revision)
     stops = stop_ids(job.student.model, job.student.revision, tokenizer)
-    checks, rejected = Checks(), Counter[str]()
+    limit = length_limit(job)
+    checks, rejected = Checks(length_limit=limit), Counter[str]()
     with (
         pa.OSFile(str(train_file(job)), "wb") as file,
         pa.ipc.new_stream(file, TOKENS) as writer,
         ShardWriter(job.out / "rejects", REJECTS) as rejects,
     ):
-        for table, rows in _encoded(job, "train", tokenizer, stops):
+        for table, rows in _encoded(job, "train", tokenizer, stops, limit):
             _sort_out(table, rows, rejects, rejected)
             kept = [row for row in rows if isinstance(row, Encoded)]
             for row in kept:
                 checks.add(row, stops, tokenizer.bos_token_id)
             writer.write_table(_tokens(kept))
     checks.prompt_not_prefix = rejected["prompt_not_prefix"]
+    checks.reasoning_dropped = rejected["reasoning_dropped"]
+    checks.special_token = rejected["special_token"]
     checks.require_trainable(tokenizer, stops, job.student.model, rejected)
     rows_in = count_rows(job.data.glob("train-*.parquet"))
     counted = dict(sorted(rejected.items()))
-    tokens = Tokens(job.launch, rows_in, counted, _encode_validation(job, tokenizer, stops), checks.facts(), stops)
+    validation_rows = _encode_validation(job, tokenizer, stops, limit)
+    tokens = Tokens(job.launch, rows_in, counted, validation_rows, checks.facts(), stops)
     write_json(job.workdir / "tokens.json", {**asdict(tokens), "stops": list(stops)})
     return tokens
 
 
-def _encode_validation(job: TrainJob, tokenizer: Any, stops: tuple[int, ...]) -> int:
+def length_limit(job: TrainJob) -> int:
+    """Tokens of the longest row that may be trained: `train.max_length`, or the student's positions if they are fewer.
+
+    Raises:
+        UsageError: the student's config cannot be loaded.
+    """
+    positions = most_positions(job.student.model, job.student.revision)
+    return job.train.max_length if positions is None else min(job.train.max_length, positions)
+
+
+def _encode_validation(job: TrainJob, tokenizer: Any, stops: tuple[int, ...], limit: int) -> int:
     wanted = job.train.eval_rows
     kept: list[Encoded] = []
-    for _, rows in _encoded(job, "validation", tokenizer, stops):
+    for _, rows in _encoded(job, "validation", tokenizer, stops, limit):
         if len(kept) >= wanted:
             break
         kept += [row for row in rows if isinstance(row, Encoded)]
@@ -103,7 +126,7 @@ def _encode_validation(job: TrainJob, tokenizer: Any, stops: tuple[int, ...]) ->
 
 
 def _encoded(
-    job: TrainJob, split: str, tokenizer: Any, stops: tuple[int, ...]
+    job: TrainJob, split: str, tokenizer: Any, stops: tuple[int, ...], limit: int
 ) -> Iterator[tuple[pa.Table, list[Encoded | str]]]:
     """Batches of a split with their encoded rows, or the reason why a row cannot be trained."""
     for shard in read_shards(job.data, list(COLUMNS), stem=f"{split}-"):
@@ -113,14 +136,14 @@ def _encoded(
             completions = [plain_messages(messages) for messages in table["completion"].to_pylist()]
             finished = [reason != "length" for reason in table["finish_reason"].to_pylist()]
             rows = zip(encode(tokenizer, prompts, completions, stops), finished, strict=True)
-            yield table, [_verdict(row, ok, job.train.max_length) for row, ok in rows]
+            yield table, [_verdict(row, ok, limit) for row, ok in rows]
 
 
-def _verdict(row: Encoded | None, finished: bool, max_length: int) -> Encoded | str:
+def _verdict(row: Encoded | str, finished: bool, limit: int) -> Encoded | str:
     """The row, or why it is not trained. A completion that was cut off would be taught as if it were whole."""
-    if row is None:
-        return "prompt_not_prefix"
-    if len(row.ids) > max_length:
+    if isinstance(row, str):
+        return row
+    if len(row.ids) > limit:
         return "over_length"
     return row if finished else "unfinished"
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,28 @@ def stop_ids(model: str, revision: str | None, tokenizer: Any) -> tuple[int, ...
     return (eos,) if isinstance(eos, int) else tuple(eos)
 
 
+def most_positions(model: str, revision: str | None) -> int | None:
+    """Most tokens that a model takes, as its config says (`max_position_embeddings`); None where it does not.
+
+    Raises:
+        UsageError: the config cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    todo = "give a model folder (or hub id and revision) that transformers loads as a causal language model"
+    with boundary(UsageError, "the model's config cannot be loaded", where=model, todo=todo):
+        config = AutoConfig.from_pretrained(model, revision=revision).get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def special_texts(tokenizer: Any) -> re.Pattern[str]:
+    """Finds the text of a special token: written in a message it would be encoded as the token itself."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    texts = {text for text in (*tokenizer.all_special_tokens, *added) if text.strip()}
+    return re.compile("|".join(re.escape(text) for text in sorted(texts)) or r"(?!)")
+
+
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Messages without the fields that are None: what chat templates expect."""
     return [{name: value for name, value in message.items() if value is not None} for message in messages]
@@ -102,8 +125,12 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bo
 
 def encode(
     tokenizer: Any, prompts: Sequence[Messages], completions: Sequence[Messages], stops: Sequence[int]
-) -> list[Encoded | None]:
-    """Ids and mask of each row; None where the prompt's ids do not begin the ids of prompt and completion.
+) -> list[Encoded | str]:
+    """Ids and mask of each row, or the reason why it has none.
+
+    `special_token`: a message holds the text of a special token, which would end the turn or begin another.
+    `reasoning_dropped`: the template leaves out the completion's reasoning.
+    `prompt_not_prefix`: the prompt's ids do not begin the ids of prompt and completion.
 
     What the template writes behind the last stop token (a newline, say) is left out: no model ever generates it.
 
@@ -111,16 +138,29 @@ def encode(
         prompts, completions: conversations, and the turns that follow them.
         stops: see `stop_ids`.
     """
+    special = special_texts(tokenizer)
     asked = [render(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
     pairs = zip(prompts, completions, strict=True)
     told = [render(tokenizer, [*prompt, *turns], add_generation_prompt=False) for prompt, turns in pairs]
     encoded = zip(encode_texts(tokenizer, asked), encode_texts(tokenizer, told), strict=True)
-    return [_masked(tokenizer, prompt, whole, stops) for prompt, whole in encoded]
+    flaws = [_flaw(*row, special) for row in zip(prompts, completions, told, strict=True)]
+    return [
+        _masked(tokenizer, prompt, whole, stops) if flaw is None else flaw
+        for flaw, (prompt, whole) in zip(flaws, encoded, strict=True)
+    ]
 
 
-def _masked(tokenizer: Any, prompt: list[int], whole: list[int], stops: Sequence[int]) -> Encoded | None:
+def _flaw(prompt: Messages, completion: Messages, told: str, special: re.Pattern[str]) -> str | None:
+    texts = (turn.get(name, "") for turn in (*prompt, *completion) for name in ("content", "reasoning_content"))
+    if any(special.search(text) for text in texts):
+        return "special_token"
+    reasoning = (turn.get("reasoning_content", "").strip() for turn in completion)
+    return "reasoning_dropped" if any(text not in told for text in reasoning) else None
+
+
+def _masked(tokenizer: Any, prompt: list[int], whole: list[int], stops: Sequence[int]) -> Encoded | str:
     if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
-        return None
+        return "prompt_not_prefix"
     end = _after_stop(tokenizer, whole, len(prompt), stops)
     return Encoded(tuple(whole[:end]), len(prompt))
 
@@ -147,7 +187,8 @@ class Checks:
         double_bos: rows that begin with two BOS tokens.
         tokens, trained_tokens: ids of the rows, and those that count in the loss.
         longest: tokens of the longest row.
-        prompt_not_prefix: rows left out, see `encode`.
+        length_limit: tokens of the longest row that may be trained, see `shards.length_limit`.
+        prompt_not_prefix, reasoning_dropped, special_token: rows left out, see `encode`.
     """
 
     rows: int = 0
@@ -156,7 +197,10 @@ class Checks:
     tokens: int = 0
     trained_tokens: int = 0
     longest: int = 0
+    length_limit: int = 0
     prompt_not_prefix: int = 0
+    reasoning_dropped: int = 0
+    special_token: int = 0
 
     def add(self, row: Encoded, stops: Sequence[int], bos: int | None) -> None:
         """Count a row that is trained."""
@@ -180,7 +224,10 @@ class Checks:
             UsageError: no row is left, a row does not end with a stop token, or rows begin with two BOS tokens.
         """
         if self.rows == 0:
-            todo = "over_length: raise train.max_length; prompt_not_prefix: take another chat template"
+            todo = (
+                f"over_length (above {self.length_limit} tokens): raise train.max_length, or take a student with more "
+                "positions; prompt_not_prefix, reasoning_dropped: take another chat template"
+            )
             raise UsageError("no row is left to train on", where=f"rejected: {dict(rejected)}", todo=todo)
         if self.without_stop > 0:
             names = json.dumps(tokenizer.convert_ids_to_tokens(list(stops)), ensure_ascii=False)

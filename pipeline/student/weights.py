@@ -18,11 +18,23 @@ class Weights:
 
 def stored_weights(folder: Path) -> Weights | None:
     """The size of the model in a folder; None where it holds no safetensors file."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weight_files(folder)
     if not files:
         return None
     tensors = [tensor for file in files for tensor in _header(file)]
     return Weights(sum(parameters for parameters, _ in tensors), sum(size for _, size in tensors))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads. A folder may hold the same weights in another layout beside them
+    (`consolidated.safetensors`), which must not count."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        names: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        return [folder / name for name in sorted(set(names.values()))]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _header(path: Path) -> list[tuple[int, int]]:

@@ -7,10 +7,13 @@ from itertools import islice
 from pipeline.core.config_teacher import ReplayTeacher, Retry, Teacher
 from pipeline.core.errors import Incomplete
 from pipeline.core.stage import Context
-from pipeline.teacher.fetch import LOOKUP_ROWS, fetch_missing
+from pipeline.teacher.fetch import fetch_missing
 from pipeline.teacher.replay import replay
 from pipeline.teacher.request import Asked, Request
 from pipeline.teacher.responses import Outcome, ResponseStore
+
+READ_ROWS = 16_384
+"""Answers in memory at a time; each look-up reads the whole store, so few are better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,14 @@ def ask(teacher: Teacher, asked: Asked, retry: Retry, requests: Iterable[Request
     with ResponseStore(ctx.data / "responses") as store:
         fetch_missing(store, teacher, asked, retry, requests, ctx)
         store.fold()
-        yield from _read(store, asked.sampling.max_tokens, requests)
+        yield from _read(store, asked, requests)
 
 
-def _read(store: ResponseStore, cap: int, requests: Iterable[Request]) -> Iterator[Answer]:
+def _read(store: ResponseStore, asked: Asked, requests: Iterable[Request]) -> Iterator[Answer]:
     rest = iter(requests)
-    while chunk := list(islice(rest, LOOKUP_ROWS)):
-        found = store.get_many({bytes.fromhex(request.key): cap for request in chunk})
+    while chunk := list(islice(rest, READ_ROWS)):
+        wanted = {bytes.fromhex(request.key): asked.sampling.max_tokens for request in chunk}
+        found = store.get_many(wanted, asked.room)
         for request in chunk:
             outcome = found.get(bytes.fromhex(request.key))
             if outcome is None:

@@ -17,7 +17,17 @@ from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.recorder import Recorder, now_ms
 from pipeline.teacher.request import Request
 from pipeline.teacher.segment import Stored
-from pipeline.teacher.verdict import BAD_PAYLOAD, Abort, Action, Verdict, judge, judge_transport, snippet
+from pipeline.teacher.verdict import (
+    BAD_PAYLOAD,
+    FORBIDDEN,
+    Abort,
+    Action,
+    Verdict,
+    about_this_row,
+    judge,
+    judge_transport,
+    snippet,
+)
 from pipeline.teacher.wire import WIRE, request_body
 
 log = logging.getLogger(__name__)
@@ -27,7 +37,7 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 STRIKES = 3
 """Completions without content after which a row is rejected."""
 REFUSALS_IN_A_ROW = 20
-"""Refused requests, before any answer, that show a wrong config."""
+"""Refused requests, without an answer in between, that show a wrong config or key."""
 CONNECT_TIMEOUT_S = 30.0
 RESTART_POLL_S = 0.25
 
@@ -73,6 +83,15 @@ class Tries:
     asked_to_wait: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A refusal that is not believed yet."""
+
+    attempt: int
+    reason: str
+    stored: Stored
+
+
 @dataclass(slots=True)
 class Client:
     """Sends requests to endpoints and stores what comes back before anybody reads it.
@@ -82,6 +101,7 @@ class Client:
         endpoints: where to send; the least loaded gets the next request.
         teacher: identity of the teacher, stored with each answer.
         sampling, retry: from the config.
+        room: most tokens of prompt and completion together, stored with each answer.
         proven: whether this teacher has answered anything yet, in this run or before.
         retries: class of failure -> how often something was tried again.
         in_flight: tasks whose request has left and is not stored yet.
@@ -94,11 +114,12 @@ class Client:
     teacher: str
     sampling: Sampling
     retry: Retry
+    room: int | None = None
     proven: bool = False
     retries: Counter[str] = field(default_factory=Counter)
     in_flight: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False
-    _held: list[Stored] = field(default_factory=list)
+    _held: list[Held] = field(default_factory=list)
     _answered: int = 0
 
     async def settle(self, request: Request) -> Settled:
@@ -125,14 +146,15 @@ class Client:
             self.retries[verdict.reason] += 1
             await asyncio.sleep(wait)  # no slot is held meanwhile
 
-    def check_refusals(self) -> None:
+    async def check_refusals(self) -> None:
         """Call it when nothing is left to ask.
 
         Raises:
             UsageError: every request was refused, so it is the config that is refused and not the rows.
         """
-        if self._held:
-            raise refused_error(self.endpoints[0], len(self._held), snippet(self._held[0].body))
+        if self._held and not self.proven:
+            raise refused_error(self.endpoints[0], len(self._held), snippet(self._held[0].stored.body))
+        await self._believe(self._held)
 
     def silent_s(self) -> float:
         """Seconds for which no endpoint has answered although asked; 0 while any does, or all are restarting."""
@@ -148,7 +170,7 @@ class Client:
     async def _attempt(self, endpoint: Endpoint, request: Request) -> tuple[Raw | None, Verdict, int]:
         key = endpoint.read_key()
         attempt = await self.recorder.intend(bytes.fromhex(request.key), self.sampling.max_tokens)
-        body = request_body(endpoint.model, request.messages, self.sampling)
+        body = request_body(endpoint.model, request.messages, self.sampling, endpoint.max_tokens_field)
         try:
             raw = await send(self.session, endpoint.url, key, body)
         except TimeoutError:
@@ -159,7 +181,8 @@ class Client:
             return None, judge_transport("connection", f"{type(error).__name__}: {error}"), attempt
         if raw is None:
             return None, Verdict(Action.REJECT, "oversize"), attempt
-        return raw, judge(raw.status, raw.headers, raw.body), attempt
+        verdict = judge(raw.status, raw.headers, raw.body)
+        return raw, about_this_row(verdict) if self.proven else verdict, attempt
 
     def _adapt(self, endpoint: Endpoint, window: int, verdict: Verdict) -> None:
         """Let the outcome change how much this endpoint gets."""
@@ -180,10 +203,11 @@ class Client:
         match verdict.action:
             case Action.ANSWER:
                 await self.recorder.settle(attempt, "answer", self._stored(endpoint, request, raw, None))
-                await self._believe_refusals()
+                self.proven = True
+                await self._believe([held for held in self._held if held.reason != FORBIDDEN or held.attempt < attempt])
                 return Settled(tokens=0 if verdict.reply is None else verdict.reply.completion_tokens or 0)
             case Action.REJECT:
-                explicit = verdict.reason if raw is None else None
+                explicit = verdict.reason if raw is None or verdict.reason == FORBIDDEN else None
                 await self._refuse(attempt, self._stored(endpoint, request, raw, explicit), verdict, endpoint)
                 log.warning("%s refused: %s %s", request.prompt_id, verdict.reason, verdict.detail)
                 return Settled(rejected=verdict.reason)
@@ -202,19 +226,23 @@ class Client:
 
     async def _refuse(self, attempt: int, stored: Stored, verdict: Verdict, endpoint: Endpoint) -> None:
         """Store a refused row. `bad_request` is held back until the teacher has answered anything at all: before that
-        the fault may be the config's, and a stored refusal would outlive its correction."""
-        if verdict.reason != "bad_request" or self.proven:
+        the fault may be the config's, and a stored refusal would outlive its correction. `forbidden` is held back
+        until a request that left later is answered: a key that was withdrawn meanwhile looks the same."""
+        if verdict.reason != FORBIDDEN and (verdict.reason != "bad_request" or self.proven):
             await self.recorder.settle(attempt, "reject", stored)
             return
-        self._held.append(stored)
+        self._held.append(Held(attempt, verdict.reason, stored))
         await self.recorder.settle(attempt, "reject")
-        if len(self._held) >= REFUSALS_IN_A_ROW:
-            raise refused_error(endpoint, len(self._held), verdict.detail)
+        if len(self._held) < REFUSALS_IN_A_ROW:
+            return
+        if verdict.reason == FORBIDDEN:
+            raise abort_error(endpoint, Verdict(Action.ABORT, "status:403", abort=Abort.KEY))
+        raise refused_error(endpoint, len(self._held), verdict.detail)
 
-    async def _believe_refusals(self) -> None:
-        self.proven = True
-        while self._held:
-            await self.recorder.keep(self._held.pop())
+    async def _believe(self, believed: list[Held]) -> None:
+        self._held = [held for held in self._held if held not in believed]
+        for held in believed:
+            await self.recorder.keep(held.stored)
 
     @contextmanager
     def _noting_flight(self) -> Iterator[None]:
@@ -270,6 +298,7 @@ class Client:
             status=0 if raw is None else raw.status,
             rejected=rejected,
             body=b"" if raw is None else raw.body,
+            room=self.room,
         )
 
 

@@ -19,6 +19,7 @@ class Endpoint:
         engine: server and version, where known; recorded with each answer, part of no key.
         key_variable: environment variable with the API key; None: no key is sent.
         limit: how many requests it gets at a time.
+        max_tokens_field: name under which it takes the cap.
         up: False while the server is being restarted.
     """
 
@@ -27,6 +28,7 @@ class Endpoint:
     engine: str
     key_variable: str | None
     limit: AdaptiveLimit
+    max_tokens_field: str = "max_tokens"
     up: bool = True
 
     @property
@@ -58,4 +60,5 @@ def api_endpoint(teacher: OpenAITeacher) -> Endpoint:
         engine="",
         key_variable=variable,
         limit=AdaptiveLimit(teacher.concurrency),
+        max_tokens_field=teacher.max_tokens_field,
     )

@@ -24,8 +24,10 @@ from pipeline.teacher.server import serving
 
 log = logging.getLogger(__name__)
 
-LOOKUP_ROWS = 1024
-"""Requests that are looked up at a time."""
+LOOKUP_ROWS = 65_536
+"""Requests that are looked up at a time. Each look-up reads the whole store: their keys lie anywhere in it."""
+QUEUE_ROWS = 2048
+"""Requests that wait for a worker."""
 GRACE_S = 10.0
 """How long requests in flight may still finish after everything else has stopped."""
 POLL_S = 0.1
@@ -70,7 +72,7 @@ def fetch_missing(
         UsageError: the teacher cannot be asked like this at all.
         Interrupted: a signal asked us to stop; requests in flight had `GRACE_S` seconds to finish.
     """
-    lookup = _look_up(store, asked.sampling.max_tokens, requests)
+    lookup = _look_up(store, asked, requests)
     counts = Counts()
     for looked in lookup:
         check_cancelled(ctx)
@@ -90,10 +92,11 @@ def fetch_hits(looked: Looked, counts: Counts, ctx: Context) -> None:
         ctx.progress.advance(hits, rejected=looked.rejected)
 
 
-def _look_up(store: ResponseStore, cap: int, requests: Iterable[Request]) -> Iterator[Looked]:
+def _look_up(store: ResponseStore, asked: Asked, requests: Iterable[Request]) -> Iterator[Looked]:
     rest = iter(requests)
     while chunk := list(islice(rest, LOOKUP_ROWS)):
-        found = store.get_many({bytes.fromhex(request.key): cap for request in chunk})
+        wanted = {bytes.fromhex(request.key): asked.sampling.max_tokens for request in chunk}
+        found = store.get_many(wanted, asked.room)
         outcomes = [found.get(bytes.fromhex(request.key)) for request in chunk]
         yield Looked(
             misses=[request for request, outcome in zip(chunk, outcomes, strict=True) if outcome is None],
@@ -131,6 +134,7 @@ class Fetch:
                 recorder=Recorder(self._store),
                 teacher=self._asked.identity,
                 sampling=self._asked.sampling,
+                room=self._asked.room,
                 retry=self._retry,
                 proven=self._counts.hits > 0 or first.answered > 0,
             )
@@ -143,7 +147,7 @@ class Fetch:
                 )
 
     async def _work(self, client: Client, first: Looked, supervise: Coroutine[Any, Any, None]) -> None:
-        queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=2 * LOOKUP_ROWS)
+        queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=QUEUE_ROWS)
         count = sum(2 * endpoint.limit.maximum for endpoint in client.endpoints)  # as many may wait as are in flight
         workers = [asyncio.create_task(self._ask(client, queue)) for _ in range(count)]
         producer = asyncio.create_task(self._produce(first, queue, count))
@@ -163,7 +167,7 @@ class Fetch:
         if failure is not None:
             raise failure
         check_cancelled(self._ctx)
-        client.check_refusals()
+        await client.check_refusals()
         self._check_pending(client.endpoints[0])
 
     async def _produce(self, looked: Looked | None, queue: asyncio.Queue[Request | None], workers: int) -> None:

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from pipeline.core.config_teacher import ReplayTeacher
 from pipeline.core.errors import UsageError
-from pipeline.core.record import Message
 from pipeline.core.stage import Context, check_cancelled
 from pipeline.teacher.request import Request
 from pipeline.teacher.responses import Outcome
@@ -38,7 +37,8 @@ def replay(teacher: ReplayTeacher, requests: Iterable[Request], ctx: Context) ->
         _fill(index, teacher, ctx)
         for request in requests:
             query = "SELECT body, reasoning, finish FROM completions WHERE prompt = ? AND sample = ?"
-            row = index.execute(query, (_join_key(teacher, request), request.sample)).fetchone()
+            key = _join_key(teacher, request)
+            row = None if key is None else index.execute(query, (key, request.sample)).fetchone()
             outcome = Outcome(None, NO_COMPLETION) if row is None else Outcome(_reply(*row), None)
             ctx.progress.advance(rejected=int(row is None))
             yield outcome
@@ -46,14 +46,21 @@ def replay(teacher: ReplayTeacher, requests: Iterable[Request], ctx: Context) ->
         index.close()
 
 
-def _join_key(teacher: ReplayTeacher, request: Request) -> bytes:
+def _join_key(teacher: ReplayTeacher, request: Request) -> bytes | None:
+    """What a prompt is joined by; None if it cannot be."""
     if teacher.prompt is None:
         return _digest(request.prompt_id)
-    return _digest(_user_text(request.messages))
+    text = _only_question([(message.role, message.content) for message in request.messages])
+    return None if text is None else _digest(text)
 
 
-def _user_text(messages: Sequence[Message]) -> str:
-    return next((message.content for message in reversed(messages) if message.role == "user"), "")
+def _only_question(turns: Sequence[tuple[object, object]]) -> str | None:
+    """The user's text where a conversation, system messages aside, is one message of the user; else None: several
+    turns may end with the same words ("Continue") and ask for different things."""
+    spoken = [turn for turn in turns if turn[0] != "system"]
+    if len(spoken) != 1 or spoken[0][0] != "user":
+        return None
+    return str(spoken[0][1])
 
 
 def _digest(text: str) -> bytes:
@@ -79,9 +86,10 @@ def _indexed(teacher: ReplayTeacher, samples: "Counter[bytes]") -> Iterator[tupl
         prompt = _column(row, teacher.prompt_id if teacher.prompt is None else teacher.prompt, where)
         completion = _completion(_column(row, teacher.completion, where), where)
         finish = "stop" if teacher.finish_reason is None else str(_column(row, teacher.finish_reason, where))
-        if completion is None:
+        joined_by = prompt if isinstance(prompt, str) else _text_of(prompt)
+        if completion is None or joined_by is None:
             continue
-        key = _digest(prompt if isinstance(prompt, str) else _text_of(prompt))
+        key = _digest(joined_by)
         text, reasoning = completion
         yield key, samples[key], _bytes(text), None if reasoning is None else _bytes(reasoning), clean(finish)
         samples[key] += 1
@@ -129,12 +137,13 @@ def _completion(value: Any, where: str) -> tuple[str, str | None] | None:
     raise UsageError(f"a completion is neither text nor messages but {type(value).__name__}", where=where, todo=todo)
 
 
-def _text_of(prompt: Any) -> str:
-    """The text by which a prompt column that is not text joins: the last user message, or an id that is a number."""
-    if isinstance(prompt, list):
-        turns = [turn for turn in prompt if isinstance(turn, dict) and turn.get("role") == "user"]
-        return str(turns[-1].get("content", "")) if turns else ""
-    return str(prompt)
+def _text_of(prompt: Any) -> str | None:
+    """The text by which a prompt column that is not text joins: the one user message of a conversation (None if it has
+    several turns; the assistant's at the end is the completion), or an id that is a number."""
+    if not isinstance(prompt, list):
+        return str(prompt)
+    turns = [(turn.get("role"), turn.get("content", "")) for turn in prompt if isinstance(turn, dict)]
+    return _only_question(turns[:-1] if turns and turns[-1][0] == "assistant" else turns)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.config_base import LocalModel
-from pipeline.core.config_teacher import OpenAITeacher, ReplayTeacher, Sampling, Teacher, VllmTeacher
+from pipeline.core.config_teacher import (
+    OpenAITeacher,
+    ReplayTeacher,
+    Sampling,
+    Teacher,
+    VllmTeacher,
+    flags_that_count,
+    variables_that_count,
+)
 from pipeline.core.errors import UsageError, boundary
-from pipeline.core.lineage import DigestCache, digest_json, path_digest
+from pipeline.core.lineage import MODEL_FILES, OTHER_FORMATS, DigestCache, digest_json, path_digest
 from pipeline.core.record import Message, message_dict
 from pipeline.core.stage import Json
-
-SERVED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
-"""What is fetched of a hub model: weights, configs, tokenizer, template. No pickles, no code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +47,14 @@ class Asked:
         flags: what else shapes the teacher's output; see `output_flags`.
         sampling: how tokens are drawn; its `max_tokens` is not part of any key.
         draw: another number draws all answers anew.
+        room: most tokens of prompt and completion together, part of no key; None: the model's own limit, or unknown.
     """
 
     identity: str
     flags: dict[str, Json]
     sampling: Sampling
     draw: int
+    room: int | None = None
 
     @classmethod
     def of(cls, teacher: Teacher, sampling: Sampling, draw: int, cache: DigestCache) -> "Asked":
@@ -56,7 +63,8 @@ class Asked:
         Raises:
             UsageError: the teacher's files cannot be read.
         """
-        return cls(teacher_identity(teacher, cache), output_flags(teacher), sampling, draw)
+        room = teacher.max_model_len if isinstance(teacher, VllmTeacher) else None
+        return cls(teacher_identity(teacher, cache), output_flags(teacher), sampling, draw, room)
 
     def request(self, prompt_set: str, prompt_id: str, sample: int, messages: Sequence[Message]) -> Request:
         """The request for one sample of a prompt."""
@@ -66,7 +74,8 @@ class Asked:
 def request_key(asked: Asked, messages: Sequence[Message], sample: int) -> str:
     """sha256 (64 hex digits) over everything that decides which answer this is.
 
-    Not in it: URL, port, engine version, max_tokens, logprobs, transport, and the ids of the prompt.
+    Not in it: URL, port, engine version, the caps `max_tokens` and `max_model_len`, logprobs, transport, and the ids of
+    the prompt.
     """
     sampling = asked.sampling
     return digest_json(
@@ -93,11 +102,9 @@ def output_flags(teacher: Teacher) -> dict[str, Json]:
     """Settings of the engine, beside the weights, that change what it answers."""
     if not isinstance(teacher, VllmTeacher):
         return {}
-    return {
-        "dtype": teacher.dtype,
-        "quantization": teacher.quantization,
-        "max_model_len": teacher.max_model_len,
-    }
+    flags: dict[str, Json] = {"dtype": teacher.dtype, "quantization": teacher.quantization}
+    args, env = flags_that_count(teacher.args), variables_that_count(teacher.env)
+    return flags | ({"args": args} if args else {}) | ({"env": env} if env else {})
 
 
 def teacher_identity(teacher: Teacher, cache: DigestCache) -> str:
@@ -116,7 +123,7 @@ def teacher_identity(teacher: Teacher, cache: DigestCache) -> str:
         cache.save()
         return digest_json({"origin": teacher.origin, "file": sha256, "completion": teacher.completion})
     folder = model_folder(teacher)
-    digest = path_digest(folder, cache) if teacher.folder is not None else _served_digest(folder, cache)
+    digest = path_digest(folder, cache)
     cache.save()
     return digest
 
@@ -133,13 +140,14 @@ def model_folder(model: LocalModel) -> Path:
 
     what, todo = "the hub model cannot be fetched", "check the id, the revision and the network, or give a local folder"
     with boundary(UsageError, what, where=f"{model.model}@{model.revision}", todo=todo):
-        return Path(snapshot_download(model.model, revision=model.revision, allow_patterns=list(SERVED_FILES)))
-
-
-def _served_digest(folder: Path, cache: DigestCache) -> str:
-    """`path_digest` over the files we fetch, whatever else another program put into the hub's cache."""
-    files = sorted({path for pattern in SERVED_FILES for path in folder.rglob(pattern)})
-    return digest_json({file.relative_to(folder).as_posix(): cache.sha256(file) for file in files})
+        return Path(
+            snapshot_download(
+                model.model,
+                revision=model.revision,
+                allow_patterns=list(MODEL_FILES),
+                ignore_patterns=[f"{OTHER_FORMATS}/*"],
+            )
+        )
 
 
 def _existing(path: Path, where: str) -> Path:

@@ -40,7 +40,7 @@ from pipeline.teacher.wire import Reply
 GROUP_ROWS = 1024
 """Rows per row group of a folded file: the least that is read to find one answer."""
 
-PROVIDER_SAYS_NO = frozenset({"content_filter", "refusal"})
+PROVIDER_SAYS_NO = frozenset({"content_filter", "refusal", "forbidden"})
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 ANSWER_SCHEMA = pa.schema(
@@ -54,6 +54,7 @@ ANSWER_SCHEMA = pa.schema(
         ("wire", _NAMES),
         ("status", pa.int16()),
         ("rejected", _NAMES),
+        ("room", pa.int32()),
         ("body", pa.binary()),
     ]
 )
@@ -87,15 +88,21 @@ def outcome_of(stored: Stored) -> Outcome | None:
     return Outcome(None, verdict.reason) if verdict.action is Action.REJECT else None
 
 
-def is_hit(stored: Stored, outcome: Outcome, cap: int) -> bool:
-    """Whether a stored answer stands for a request with `max_tokens = cap`.
+def is_hit(stored: Stored, outcome: Outcome, cap: int, room: int | None = None) -> bool:
+    """Whether a stored answer stands for a request with `max_tokens = cap` to a model with `room` for prompt and
+    completion (None: its own limit, the most there is).
 
-    An answer does if it did not end on `length` or its cap was at least the one asked. A refused row does if the
-    provider will not speak of it, or if it was refused with this very cap: servers refuse caps that do not fit.
+    An answer does if it did not end on `length`, or neither cap nor room was less than now; a room that did not cut it
+    does not matter. A refused row does if the provider will not speak of it, or if it was refused with this very cap
+    and room: servers refuse caps that do not fit.
     """
-    if outcome.reply is not None:
-        return outcome.reply.finish_reason != "length" or stored.cap >= cap
-    return outcome.rejected in PROVIDER_SAYS_NO or stored.cap == cap
+    if outcome.reply is None:
+        return outcome.rejected in PROVIDER_SAYS_NO or (stored.cap, stored.room) == (cap, room)
+    if outcome.reply.finish_reason != "length":
+        return True
+    cut_by_cap = outcome.reply.completion_tokens is not None and outcome.reply.completion_tokens >= stored.cap
+    had_room = stored.room is None or (room is not None and stored.room >= room)
+    return stored.cap >= cap and (cut_by_cap or had_room)
 
 
 class ResponseStore:
@@ -138,8 +145,9 @@ class ResponseStore:
                 self._segment = Segment(self._segments)
             self._segment.write(intents, outcomes, answers)
 
-    def get_many(self, wanted: Mapping[bytes, int]) -> dict[bytes, Outcome]:
-        """The hits among `wanted` (request key -> max_tokens asked); keys without one are absent.
+    def get_many(self, wanted: Mapping[bytes, int], room: int | None = None) -> dict[bytes, Outcome]:
+        """The hits among `wanted` (request key -> max_tokens asked) for a model with `room`; keys without one are
+        absent. Each call reads all files whose keys may be among them, so that many keys at a time cost less.
 
         Of several hits the one asked with this very cap wins, then the oldest, so that equal questions find equal
         answers whatever lies beside them.
@@ -151,7 +159,7 @@ class ResponseStore:
         for stored in self._candidates(wanted):
             outcome = outcome_of(stored)
             cap = wanted[stored.key]
-            if outcome is None or not is_hit(stored, outcome, cap):
+            if outcome is None or not is_hit(stored, outcome, cap, room):
                 continue
             rank = (stored.cap != cap, stored.stored_ms, stored.body)
             if stored.key not in best or rank < best[stored.key][0]:

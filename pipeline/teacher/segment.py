@@ -12,12 +12,13 @@ from pathlib import Path
 SCHEMA = """
 CREATE TABLE answers (
   key BLOB NOT NULL, cap INTEGER NOT NULL, stored_ms INTEGER NOT NULL, teacher TEXT NOT NULL, model TEXT NOT NULL,
-  engine TEXT NOT NULL, wire TEXT NOT NULL, status INTEGER NOT NULL, rejected TEXT, body BLOB NOT NULL);
+  engine TEXT NOT NULL, wire TEXT NOT NULL, status INTEGER NOT NULL, rejected TEXT, room INTEGER,
+  body BLOB NOT NULL);
 CREATE INDEX answers_by_key ON answers (key);
 CREATE TABLE attempts (
   id INTEGER PRIMARY KEY, key BLOB NOT NULL, cap INTEGER NOT NULL, sent_ms INTEGER NOT NULL, outcome TEXT);
 """
-COLUMNS = "key, cap, stored_ms, teacher, model, engine, wire, status, rejected, body"
+COLUMNS = "key, cap, stored_ms, teacher, model, engine, wire, status, rejected, body, room"
 COMPRESSION_LEVEL = 1
 KEYS_PER_QUERY = 500
 
@@ -37,6 +38,7 @@ class Stored:
         status: HTTP status.
         rejected: reason for which the row is refused, where the body alone does not tell; else None.
         body: the raw response.
+        room: most tokens of prompt and completion together; None: the model's own limit, or unknown.
     """
 
     key: bytes
@@ -49,6 +51,7 @@ class Stored:
     status: int
     rejected: str | None
     body: bytes
+    room: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Segment:
                 self._db.executemany("UPDATE attempts SET outcome = ?2 WHERE id = ?1", outcomes)
             if answers:
                 self._db.executemany(
-                    f"INSERT INTO answers ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", map(_row, answers)
+                    f"INSERT INTO answers ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)", map(_row, answers)
                 )
 
     def close(self) -> None:
@@ -209,8 +212,10 @@ def _row(answer: Stored) -> tuple[object, ...]:
         answer.status,
         answer.rejected,
         body,
+        answer.room,
     )
 
 
-def _stored(row: tuple[bytes, int, int, str, str, str, str, int, str | None, bytes]) -> Stored:
-    return replace(Stored(*row), body=zlib.decompress(row[-1]))
+def _stored(row: tuple[bytes, int, int, str, str, str, str, int, str | None, bytes, int | None]) -> Stored:
+    stored = Stored(*row)
+    return replace(stored, body=zlib.decompress(stored.body))

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,12 +46,14 @@ class Server:
     """One vLLM server behind its watchdog.
 
     Attributes:
+        environment: its environment variables, with the GPUs that are its own.
         log: the server's output, appended to over restarts.
         records: folder of the watchdogs' records.
         endpoint: where it answers; its URL changes with a restart, since the port does.
     """
 
     teacher: VllmTeacher
+    environment: dict[str, str]
     log: Path
     records: Path
     endpoint: Endpoint
@@ -70,7 +72,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a ctrl-C in the terminal is ours to handle
-                env=server_environment(self.teacher),
+                env=self.environment,
             )
 
     async def wait_until_healthy(self, session: aiohttp.ClientSession, ctx: Context) -> None:
@@ -134,16 +136,20 @@ async def serving(
     """The endpoints of a teacher: an API's URL, or local servers that run as long as the block does.
 
     Raises:
-        UsageError, Incomplete: a server does not come up; see `Server.wait_until_healthy`.
+        UsageError, Incomplete: a server does not come up; see `Server.wait_until_healthy` and `server_environments`.
     """
     if isinstance(teacher, OpenAITeacher):
         yield Serving([api_endpoint(teacher)], _sleep_for_ever)
         return
+    environments = server_environments(teacher, os.environ, installed_gpus())
     records = ctx.data / "cache" / "servers"
     records.mkdir(parents=True, exist_ok=True)
     for group in watchdog.clear_stale(records):
         log.warning("killed a vLLM server (process group %d) that an earlier run left behind", group)
-    servers = [_new_server(teacher, ctx.workdir / f"vllm-{index}.log", records) for index in range(teacher.servers)]
+    servers = [
+        _new_server(teacher, environment, ctx.workdir / f"vllm-{index}.log", records)
+        for index, environment in enumerate(environments)
+    ]
     try:
         for server in servers:
             server.start()
@@ -155,9 +161,9 @@ async def serving(
             server.stop()
 
 
-def _new_server(teacher: VllmTeacher, log_path: Path, records: Path) -> Server:
+def _new_server(teacher: VllmTeacher, environment: dict[str, str], log_path: Path, records: Path) -> Server:
     endpoint = Endpoint("", MODEL_NAME, "vllm", None, AdaptiveLimit(teacher.concurrency))
-    return Server(teacher, log_path, records, endpoint)
+    return Server(teacher, environment, log_path, records, endpoint)
 
 
 async def _supervise(servers: list[Server], session: aiohttp.ClientSession, ctx: Context) -> None:
@@ -203,9 +209,48 @@ def server_command(teacher: VllmTeacher, port: int) -> list[str]:
     return [*command, *teacher.args]
 
 
-def server_environment(teacher: VllmTeacher) -> dict[str, str]:
-    """The server's environment: ours, no telemetry, and what the config adds."""
-    return {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", **teacher.env}
+def server_environments(teacher: VllmTeacher, inherited: Mapping[str, str], installed: int) -> list[dict[str, str]]:
+    """The environment of each server: ours, no telemetry, what the config adds, and of several servers each its own
+    `tensor_parallel_size` GPUs. Without GPUs, or with an empty CUDA_VISIBLE_DEVICES, none are dealt out.
+
+    Args:
+        inherited: our own environment; its CUDA_VISIBLE_DEVICES, or the config's, says which GPUs are ours.
+        installed: number of GPUs in this machine.
+
+    Raises:
+        UsageError: there are fewer GPUs than the servers need.
+    """
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**inherited, **quiet, **teacher.env}
+    gpus = visible_gpus(environment.get("CUDA_VISIBLE_DEVICES"), installed)
+    each = teacher.tensor_parallel_size
+    if not gpus:
+        return [dict(environment) for _ in range(teacher.servers)]
+    if len(gpus) < teacher.servers * each:
+        what = f"{teacher.servers} servers of {each} GPUs each need {teacher.servers * each}; {len(gpus)} are visible"
+        todo = "lower the teacher's `servers` or `tensor_parallel_size`, or set CUDA_VISIBLE_DEVICES"
+        raise UsageError(what, where="teachers.*.servers", todo=todo)
+    if teacher.servers == 1:
+        return [environment]  # nobody to share with: its own arguments decide (pipeline parallel, say)
+    slices = [gpus[index * each : (index + 1) * each] for index in range(teacher.servers)]
+    return [{**environment, "CUDA_VISIBLE_DEVICES": ",".join(some)} for some in slices]
+
+
+def visible_gpus(variable: str | None, installed: int) -> Sequence[str]:
+    """Names of the GPUs we may use, as CUDA reads its variable: all when it is not set, else up to the first -1."""
+    if variable is None or installed == 0:
+        return [str(index) for index in range(installed)]
+    names = [name.strip() for name in variable.split(",") if name.strip()]
+    return names[: names.index("-1")] if "-1" in names else names
+
+
+def installed_gpus() -> int:
+    """Number of NVIDIA GPUs in this machine; 0 where their tool is missing or fails."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
 def free_port() -> int:

@@ -60,6 +60,8 @@ class Verdict:
 BAD_PAYLOAD = "bad_payload"
 """A success without a completion. A gateway's maintenance page or this row's bad luck: only time tells, so that a row
 is rejected for it when its time budget is used up while others were answered."""
+FORBIDDEN = "forbidden"
+"""A row that the API refuses with 403 while it answers others."""
 BUSY = frozenset({408, 409, 425, 429})
 REFUSED = frozenset({401, 403})
 UNKNOWN = frozenset({404, 405, 410})
@@ -85,6 +87,14 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, *, now: float | 
     if 300 <= status < 400:
         return Verdict(Action.ABORT, "redirect", abort=Abort.REDIRECT)
     return _judge_failure(status, headers, error, _detail(error, body), now)
+
+
+def about_this_row(verdict: Verdict) -> Verdict:
+    """The verdict where the API has answered other rows with the same key: a 403 is then this row's (gateways refuse
+    single prompts with it), a 401 still the key's. What the server said is left out: it may quote the key."""
+    if verdict.abort is Abort.KEY and verdict.reason == "status:403":
+        return Verdict(Action.REJECT, FORBIDDEN)
+    return verdict
 
 
 def judge_transport(kind: str, detail: str) -> Verdict:

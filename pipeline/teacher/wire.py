@@ -55,7 +55,9 @@ class Unusable:
     error: Mapping[str, Any] | None = None
 
 
-def request_body(model: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
+def request_body(
+    model: str, messages: Sequence[Message], sampling: Sampling, max_tokens_field: str = "max_tokens"
+) -> bytes:
     """JSON body of a request. What is at its neutral value is left out where some APIs refuse to see it.
 
     Lone surrogates in a prompt travel as U+FFFD: JSON in UTF-8 has no form for them.
@@ -63,10 +65,12 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling) ->
     body: dict[str, Any] = {
         "model": model,
         "messages": [message_dict(message) for message in messages],
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        max_tokens_field: sampling.max_tokens,
     }
+    if sampling.temperature is not None:
+        body["temperature"] = sampling.temperature
+    if sampling.top_p is not None:
+        body["top_p"] = sampling.top_p
     if sampling.top_k is not None:
         body["top_k"] = sampling.top_k
     if sampling.presence_penalty != 0:

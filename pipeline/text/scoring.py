@@ -1,12 +1,15 @@
 """Accuracies with percentile-bootstrap intervals (Efron & Tibshirani 1993, chapter 13). Pure numpy.
 
 Prompts are resampled with replacement, and one resample serves all models, so that ratios of their accuracies are
-paired. Not covered: the spread of generation itself (answers are greedy) and of training (one run); where every
-answer is right, or every one wrong, the bootstrap knows no spread and the interval is a point.
+paired. Where every answer of a model is right, or every one wrong, the bootstrap knows no spread, and the interval of
+its accuracy is Wilson's (1927, doi:10.2307/2276774); intervals of ratios are the bootstrap's everywhere. Not covered:
+the spread of generation itself (answers are greedy) and of training (one run).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -74,19 +77,38 @@ def percentile_interval(samples: Floats) -> Interval | None:
     return float(low), float(high)
 
 
+def wilson_interval(right: int, total: int) -> Interval:
+    """The 95 % score interval of a share (Wilson 1927)."""
+    share, square = right / total, NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2
+    centre = (share + square / (2 * total)) / (1 + square / total)
+    spread = math.sqrt(square * (share * (1 - share) / total + square / (4 * total**2))) / (1 + square / total)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+def accuracy_interval(correct: Sequence[bool], samples: Floats) -> Interval | None:
+    """The percentile interval of a model's accuracy; Wilson's where all its answers are right, or all wrong.
+
+    Args:
+        samples: its accuracy in the resamples.
+    """
+    right, total = sum(correct), len(correct)
+    return wilson_interval(right, total) if right in (0, total) else percentile_interval(samples)
+
+
 def retained(student: float | Floats, teacher: float | Floats) -> Floats:
     """student / teacher; NaN where the teacher is never right."""
     return _divide(np.asarray(student), np.asarray(teacher))
 
 
 def gap_closed(student: float | Floats, base: float | Floats, teacher: float | Floats) -> Floats:
-    """(student − base) / (teacher − base); NaN where teacher and base are equal."""
+    """(student − base) / (teacher − base); NaN unless the teacher is better than the base: else there is no gap."""
     return _divide(np.asarray(student) - base, np.asarray(teacher) - base)
 
 
 def _divide(above: Floats, below: Floats) -> Floats:
+    """above / below; NaN unless `below` is above zero."""
     undefined = np.full(np.broadcast(above, below).shape, np.nan)
-    ratio: Floats = np.divide(above, below, out=undefined, where=below != 0)
+    ratio: Floats = np.divide(above, below, out=undefined, where=below > 0)
     return ratio
 
 
@@ -116,7 +138,7 @@ def score(
     drawn = resampled_accuracies(correct, resamples=resamples, seed=seed)
     seen = {name: accuracy(right) for name, right in correct.items()}
     return Scores(
-        accuracies={name: Estimate(seen[name], percentile_interval(drawn[name])) for name in correct},
+        accuracies={name: Estimate(seen[name], accuracy_interval(correct[name], drawn[name])) for name in correct},
         retained=_estimate(retained(seen["student"], seen["teacher"]), retained(drawn["student"], drawn["teacher"])),
         gap_closed=_estimate(
             gap_closed(seen["student"], seen["base"], seen["teacher"]),

@@ -251,6 +251,48 @@ def test_a_refused_key_stops_at_once_and_names_the_variable_not_the_value(tmp_pa
     assert server.seen[0].headers["authorization"] == f"Bearer {CANARY}"
 
 
+def test_a_row_that_is_forbidden_while_others_are_answered_is_refused_once_and_for_all(tmp_path):
+    def script(seen, n):
+        return failure(403, "moderated") if seen.prompt == "p5" else echo(seen, n)
+
+    prompts = [f"p{i}" for i in range(40)]
+    with ScriptedServer(script) as server:
+        asking = Asking(tmp_path, server, concurrency=1)
+        for _ in range(2):
+            assert asking.texts(prompts) == [f"P{i}" if i != 5 else "forbidden" for i in range(40)]
+        assert len(server.seen) == 40
+        assert asking.texts([*prompts, "p5", "last"])[-1] == "LAST"
+
+
+def test_any_number_of_forbidden_rows_stops_nothing_while_others_are_answered(tmp_path):
+    with ScriptedServer(lambda seen, n: failure(403) if int(seen.prompt) % 3 == 1 else echo(seen, n)) as server:
+        answers = Asking(tmp_path, server, concurrency=1).ask([str(i) for i in range(120)])
+    assert Counter(answer.rejected for answer in answers) == {None: 80, "forbidden": 40}
+
+
+def test_a_forbidden_row_that_is_the_only_one_left_is_refused_too(tmp_path):
+    with ScriptedServer(lambda seen, n: failure(403, "no") if seen.prompt == "bad" else echo(seen, n)) as server:
+        asking = Asking(tmp_path, server)
+        assert asking.texts(["a"]) == ["A"]
+        for _ in range(2):
+            assert asking.texts(["a", "bad"]) == ["A", "forbidden"]
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(("status", "most"), [(403, 40), (401, 12)])
+def test_a_key_that_is_withdrawn_in_mid_run_stops_it_and_refuses_no_row(tmp_path, status, most):
+    prompts = [f"p{i}" for i in range(100)]
+    with (
+        ScriptedServer(lambda seen, n: echo(seen, n) if n < 5 else failure(status, "withdrawn")) as server,
+        pytest.raises(UsageError, match="refuses the key"),
+    ):
+        Asking(tmp_path, server, concurrency=2).ask(prompts)
+    assert len(server.seen) <= most
+    with ScriptedServer(echo) as later:
+        assert {answer.rejected for answer in Asking(tmp_path, later).ask(prompts)} == {None}
+    assert len(later.seen) == 95
+
+
 def test_a_key_that_a_server_repeats_is_not_stored(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("SOME_KEY", CANARY)
     echoing = {"bad": failure(400, f"bad {CANARY}"), "good": completion(f"your key is {CANARY}")}
@@ -508,3 +550,14 @@ def test_the_body_of_a_request_holds_what_the_config_says(tmp_path):
         "max_tokens": 9,
     }
     assert set(server.seen[1].json) == {"model", "messages", "max_tokens", "temperature", "top_p"}
+
+
+def test_what_a_model_refuses_to_be_told_is_not_sent(tmp_path):
+    with ScriptedServer(echo) as server:
+        asking = Asking(tmp_path, server, max_tokens_field="max_completion_tokens")
+        asking.ask(["a"], temperature=None, top_p=None, max_tokens=9)
+    assert server.seen[0].json == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "a"}],
+        "max_completion_tokens": 9,
+    }

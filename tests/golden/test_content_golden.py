@@ -37,10 +37,13 @@ def test_records() -> None:
 
 
 def test_prompts() -> None:
-    rows = [a_prompt(), a_prompt(prompt_id="p1", task="sums", answer="")]
+    rows = [
+        a_prompt(),
+        a_prompt(prompt_id="p1", task="sums", answer="", also_in=("b", "c"), license_set=("CC0-1.0", "MIT")),
+    ]
     assert (
         table_digest(PROMPT_SCHEMA, [to_table(PROMPT_SCHEMA, rows)])
-        == "38a85fd3655732e88da9b6bc25a40d977c91c4bb0ca2ddf36982418029c3fac5"
+        == "3d612a8d3527dd6c29ec41e0cede2532401fa9d54cd3a7c20d4f561262b29905"
     )
 
 

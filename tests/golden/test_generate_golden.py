@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.config import GenerateStep
+from pipeline.core.errors import UsageError
 from pipeline.core.lineage import row_id
 from pipeline.core.record import PROMPT_SCHEMA, Message, ShardWriter, iter_records, read_shards, to_table
 from pipeline.core.stage import Result
@@ -17,8 +18,8 @@ ROWS = [
     a_prompt(prompt_set="arithmetic", prompt_id="a", prompt=(Message("user", "1+1?"),), answer="2", task="sum"),
     a_prompt(prompt_set="arithmetic", prompt_id="b", split="test", prompt=(Message("user", "secret"),)),
     a_prompt(prompt_set="arithmetic", prompt_id="c", split="validation", prompt=(Message("user", "long"),)),
-    a_prompt(prompt_set="other", prompt_id="a", prompt=(Message("user", "refused"),), license="CC-BY-4.0"),
-    a_prompt(prompt_set="other", prompt_id="b", prompt=(Message("user", "1+1?"),), license="CC-BY-4.0"),
+    a_prompt(prompt_set="other", prompt_id="a", prompt=(Message("user", "refused"),), license_set=("CC-BY-4.0",)),
+    a_prompt(prompt_set="other", prompt_id="b", prompt=(Message("user", "1+1?"),), license_set=("CC-BY-4.0",)),
 ]
 
 
@@ -148,6 +149,52 @@ def test_replayed_completions_need_no_server(tmp_path, prompts):
     assert (result.rows_out, result.rejected) == (2, {"no_completion": 2})
     assert generate.input_files(cfg) == {"teachers.people.path": path}
     assert isinstance(result.metrics["teacher"], dict) and result.metrics["teacher"]["origin"] == "people"
+
+
+def test_a_prompt_of_several_sets_carries_the_terms_of_all(tmp_path):
+    row = a_prompt(prompt_set="one", also_in=("two", "zero"), license_set=("Apache-2.0", "CC-BY-NC-4.0"))
+    with ShardWriter(tmp_path / "prompts" / "rows", PROMPT_SCHEMA) as writer:
+        writer.write(to_table(PROMPT_SCHEMA, [row]))
+    with ScriptedServer(script) as server:
+        cfg = config(server, samples=1)
+        terms = cfg.teacher.model_copy(update={"license": "mit"})
+        result = run(tmp_path, tmp_path / "prompts", cfg.model_copy(update={"teacher": terms}))
+    (record,) = iter_records(tmp_path / "out" / "rows")
+    assert record.also_in == ("two", "zero")
+    assert record.license_set == ("Apache-2.0", "CC-BY-NC-4.0", "MIT"), "one licence, one name"
+    assert isinstance(result.metrics["teacher"], dict) and result.metrics["teacher"]["license"] == "MIT"
+
+
+def test_an_unstated_licence_stays_unknown_and_a_blank_one_is_refused(tmp_path, prompts):
+    with ScriptedServer(script) as server:
+        cfg = config(server)
+        blank = cfg.model_copy(update={"teacher": cfg.teacher.model_copy(update={"license": " "})})
+        with pytest.raises(UsageError, match="SPDX") as caught:
+            run(tmp_path, prompts, blank, "blank")
+        assert server.seen == [] and "teachers.tiny.license" in str(caught.value)
+        unsaid = cfg.model_copy(update={"teacher": cfg.teacher.model_copy(update={"license": "unknown"})})
+        run(tmp_path, prompts, unsaid)
+    assert next(iter_records(tmp_path / "out" / "rows")).license_set == ("MIT", "unknown")
+
+
+@pytest.mark.parametrize("line", ['{"q": "other", "a": "two"}', ""])
+def test_completions_that_join_no_prompt_are_refused(tmp_path, prompts, line):
+    path = tmp_path / "completions.jsonl"
+    path.write_text(line)
+    teacher = {"kind": "replay", "path": path, "origin": "people", "prompt": "q", "completion": "a"}
+    cfg = GenerateStep.model_validate({"teacher": teacher, "generate": {"teacher": "people"}})
+    with pytest.raises(UsageError, match="of 4 rows 4 were rejected as no_completion") as caught:
+        run(tmp_path, prompts, cfg)
+    assert "(prompt_id or prompt, completion) of teachers.people" in str(caught.value)
+
+
+def test_a_teacher_that_declines_everything_is_refused(tmp_path, prompts):
+    declined = "no prompt was answered: of 8 rows 8 were rejected as content_filter"
+    with (
+        ScriptedServer(lambda seen, _: completion("", finish="content_filter")) as server,
+        pytest.raises(UsageError, match=declined),
+    ):
+        run(tmp_path, prompts, config(server))
 
 
 def test_weights_count_as_input_files_and_apis_have_none(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.stages import report
 from tests.report_artefacts import ordinary_run, write_report
 
-CONTENT = "7902f97d058e03cc4df9f3b50d28253c8565225bb07e2b8c9c64c6e75540f2fa"
+CONTENT = "17bfebd8ed5be4b6a585073fe36cf1aa920407ef5db7ada2ae4318082ffaa84b"
 
 
 def test_the_report_of_a_fixed_run_is_unchanged(tmp_path: Path) -> None:

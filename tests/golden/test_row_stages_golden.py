@@ -15,7 +15,7 @@ from tests.support import a_record, make_context
 
 # stage -> (VERSION, content digest of the fixture below)
 PINNED = {
-    "prompts": (1, "8c3eb5e9e38c6f14433bdce0a24e975a28a34b74efef672fdf7e31dd1ed4e2fa"),
+    "prompts": (1, "1d63132a8797c5cb11cd5cfe735f9ef3a1f2dcc8e8b6ac4f7cb2c8dc141a4591"),
     "filter": (1, "399d473be0aa5d10031e575771e150ca08ac2636c45a19d04b6749fbce59e84a"),
     "dedup": (1, "5d043140714ec5b204ddc41284f335995663306df5c6e55b384520cd46827334"),
     "dataset": (1, "f7bcdcc91a2aa47e1441a9e38f69e5706a3dcd63c9aafdb14755e387bc51e8b6"),

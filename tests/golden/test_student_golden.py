@@ -34,7 +34,9 @@ def test_rows(tmp_path: Path) -> None:
     asked = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{n} + 1?"}] for n in range(9)]
     told = [[{"role": "assistant", "content": f"It is {n + 1}.\n"}] for n in range(9)]
     rows = encode(tokenizer, asked, told, stop_ids(str(model), None, tokenizer))
-    check(ROWS, train.VERSION, digest_json([None if row is None else [[*row.ids], row.labels] for row in rows]))
+    kept = [row for row in rows if not isinstance(row, str)]
+    assert len(kept) == 9
+    check(ROWS, train.VERSION, digest_json([[[*row.ids], [*row.labels]] for row in kept]))
 
 
 def test_order() -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.core.config import EvaluateConfig, EvaluateStep
-from pipeline.core.config_base import LocalModel
-from pipeline.core.config_teacher import ReplayTeacher, VllmTeacher
+from pipeline.core.config import EvaluateConfig, EvaluateStep, StudentModel
+from pipeline.core.config_teacher import ReplayTeacher, Retry, VllmTeacher
 from pipeline.core.record import PROMPT_SCHEMA, Message, Prompt, read_shards
 from pipeline.core.sink import RowSink
 from pipeline.core.stage import Result
 from pipeline.stages import evaluate
 from pipeline.student.answer import run_job
+from pipeline.student.engines import Prompter
 from pipeline.student.jobs import AnswerJob, Exam, Question
 from tests.support import RecordedProgress, a_prompt, make_context
 from tests.tiny_models import make_tiny_model
@@ -69,6 +70,24 @@ def said(models: Path) -> list[str]:
     return [answer.text for answer in run_job(job, lambda report: None)["teacher"].answers["test"]]
 
 
+def test_a_prompt_near_the_models_limit_does_not_cut_its_neighbours(models: Path, said: list[str]) -> None:
+    numbers = range(4)
+    words = " ".join(["long"] * 200)
+    asked = [*(question(n) for n in numbers), words[:490]]
+    questions = tuple(Question(messages=({"role": "user", "content": text},)) for text in asked)
+    exam = Exam("teacher", str(models / "teacher"), None, {"test": questions})
+    prompter = Prompter.of(exam)
+    longest = 511 - len(prompter.prompts(questions)[-1])
+    assert longest >= 0
+    questions = (*questions[:-1], Question(messages=({"role": "user", "content": asked[-1] + "!" * longest},)))
+    assert len(prompter.prompts(questions)[-1]) == 511
+    exam = replace(exam, questions={"test": questions})
+    job = AnswerJob("transformers", "float32", SETTINGS["max_tokens"], 8, 1, (exam,), None)
+    answers = run_job(job, lambda report: None)["teacher"].answers["test"]
+    assert [answer.text for answer in answers[:-1]] == [said[n] for n in numbers]
+    assert answers[-1].tokens == 1
+
+
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> Path:
     rows: list[Prompt] = []
@@ -94,7 +113,8 @@ def run_stage(folder: Path, models: Path, prompts: Path, teacher: Any = None, **
     cfg = EvaluateStep(
         evaluate=EvaluateConfig(**{**SETTINGS, **changes}),
         teacher=local if teacher is None else teacher,
-        student=LocalModel(model=str(models / "base")),
+        student=StudentModel(model=str(models / "base")),
+        retry=Retry(),
     )
     (folder / "out").mkdir(parents=True)
     ctx = make_context(folder)
@@ -125,7 +145,7 @@ def test_all_models_are_scored_on_the_same_prompts(evaluated: tuple[Path, Result
     assert (found["retained"], found["retained_ci95"]) == (1.0, [1.0, 1.0])
     assert found["gap_closed"] == 1.0
     assert found["teacher"]["by_task"] == {"a": {"n": 10, "accuracy": 1.0}, "b": {"n": 9, "accuracy": 1.0}}
-    assert set(found["base"]["methods"]) == {"strict", "first_line", "three_shot"}
+    assert set(found["base"]["methods"]) == {"strict", "first_line", "three_shot", "three_shot_first_line"}
 
 
 def test_size_and_speed_are_measured(evaluated: tuple[Path, Result]) -> None:
@@ -136,6 +156,7 @@ def test_size_and_speed_are_measured(evaluated: tuple[Path, Result]) -> None:
         assert model["bytes"] == 4 * model["parameters"]
         assert len(model["answers_per_second_passes"]) == 2
         assert model["answers_per_second"] > 0
+    assert found["speed"]["alternating"] is True
 
 
 def test_every_answer_is_kept(evaluated: tuple[Path, Result]) -> None:

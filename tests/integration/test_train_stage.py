@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.config import TrainStep
-from pipeline.core.config_base import LocalModel
+from pipeline.core.config import StudentModel, TrainStep
 from pipeline.core.lineage import DigestCache, path_digest
 from pipeline.core.record import Message
 from pipeline.core.stage import Result
@@ -36,7 +35,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_stage(folder: Path, base: Path, dataset: Path, **changes: object) -> tuple[Result, RecordedProgress]:
-    cfg = TrainStep(train=small_config(**changes), student=LocalModel(model=str(base)))
+    cfg = TrainStep(train=small_config(**changes), student=StudentModel(model=str(base)))
     (folder / "out").mkdir(parents=True)
     ctx = make_context(folder)
     result = train.run(cfg, {"dataset": dataset}, folder / "out", ctx)
@@ -75,6 +74,7 @@ def test_the_stage_accounts_for_its_rows(trained: tuple[Path, Result]) -> None:
     assert result.content == path_digest(out / "model", DigestCache(out / "none.json"))
     metrics = result.metrics
     assert (metrics["steps"], metrics["world_size"], metrics["validation_rows"]) == (62, 1, 7)
+    assert metrics["student"] == {"model": "local", "revision": None, "license": "unknown"}
     points = json.loads((out / "loss.json").read_text())
     steps = [point["step"] for point in points if "loss" in point]
     assert steps == list(range(1, 63))
@@ -117,8 +117,7 @@ def test_two_processes_train_like_one(tmp_path: Path, base: Path, dataset: Path)
 LED = """
 import os, sys
 from pathlib import Path
-from pipeline.core.config import TrainStep
-from pipeline.core.config_base import LocalModel
+from pipeline.core.config import StudentModel, TrainStep
 from pipeline.stages import train
 from pipeline.student.worker import follow, is_first_process
 from tests.support import make_context
@@ -126,7 +125,7 @@ from tests.training_rows import small_config
 
 folder, base, dataset = map(Path, sys.argv[1:])
 if is_first_process():
-    cfg = TrainStep(train=small_config(max_steps=3, micro_batch_size=4), student=LocalModel(model=str(base)))
+    cfg = TrainStep(train=small_config(max_steps=3, micro_batch_size=4), student=StudentModel(model=str(base)))
     ctx = make_context(folder)
     result = train.run(cfg, {"dataset": dataset}, folder / "out", ctx)
     (folder / "world").write_text(str(result.metrics["world_size"]))

@@ -173,4 +173,8 @@ def test_prompts(rows: list[dict[str, Any]], own_ids: bool) -> None:
         assert keys == sorted(set(keys))
         texts = [normalise(row["prompt"][0]["content"]) for row in kept]
         assert len(set(texts)) == len(texts) and "" not in texts
+        rejected = [row for table in read_shards(Path(folder) / "out" / "rejects") for row in table.to_pylist()]
+        tested = {normalise(row["prompt"][0]["content"]) for row in [*kept, *rejected] if row["split"] == "test"} - {""}
+        assert not tested & {normalise(row["prompt"][0]["content"]) for row in kept if row["split"] != "test"}
+        assert all(row["also_in"] == [{"one": "two", "two": "one"}[row["prompt_set"]]] for row in kept)
         assert {row["split"] for row in kept} <= {"train", "validation", "test"}

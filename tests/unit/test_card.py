@@ -73,6 +73,26 @@ def test_licence_fields(licenses: tuple[str, ...], fields: dict[str, str]) -> No
     assert {name: meta[name] for name in meta if name.startswith("license")} == fields
 
 
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((None,), None),
+        ((0,), "0 completion tokens by the teacher's count."),
+        ((3, 1500), "1,503 completion tokens by the teacher's count."),
+        ((2, None, 3), "5 completion tokens by the teacher's count, in the 2 rows that have one."),
+    ],
+)
+def test_tokens_are_named_only_where_the_teacher_counted(
+    tmp_path: Path, counts: tuple[int | None, ...], said: str | None
+) -> None:
+    census = Census()
+    census.add(to_table(RECORD_SCHEMA, [a_record(completion_tokens=count) for count in counts]))
+    write_card(tmp_path / "README.md", "Title", census, census.sources({}))
+    body = (tmp_path / "README.md").read_text("utf-8")
+    assert "completion tokens by" not in body if said is None else said in body
+    assert "\n\n\n" not in body
+
+
 def test_size_categories() -> None:
     census = census_of()
     found = []

@@ -81,6 +81,7 @@ class TestMarks:
             "OpenAITeacher.api_key",
             "OpenAITeacher.base_url",
             "OpenAITeacher.concurrency",
+            "OpenAITeacher.max_tokens_field",
             "PromptSet.card",
             "PromptSet.template",
             "ReplayTeacher.path",
@@ -88,6 +89,7 @@ class TestMarks:
             "Retry.first_wait_s",
             "Retry.max_wait_s",
             "Retry.timeout_s",
+            "StudentModel.license",
             "TrainConfig.accelerate",
             "TrainConfig.eval_rows",
             "TrainConfig.gradient_checkpointing",
@@ -95,9 +97,7 @@ class TestMarks:
             "TrainConfig.micro_batch_size",
             "TrainConfig.processes",
             "TrainConfig.threads",
-            "VllmTeacher.args",
             "VllmTeacher.concurrency",
-            "VllmTeacher.env",
             "VllmTeacher.servers",
             "VllmTeacher.start_timeout_s",
             "VllmTeacher.tensor_parallel_size",
@@ -127,7 +127,7 @@ class TestIdentity:
         assert json.dumps(identity(whole)) == json.dumps(identity(decimal))
 
     def test_operational_fields_are_not_in_it_however_deep(self) -> None:
-        steps = TrainStep.model_validate({"train": {"processes": 3, "threads": 2}, "student": {"model": "./x"}})
+        steps = TrainStep.model_validate({"train": {"processes": 2, "threads": 2}, "student": {"model": "./x"}})
         plain = TrainStep.model_validate({"train": {}, "student": {"model": "./x"}})
         assert identity(steps) == identity(plain)
 
@@ -162,7 +162,7 @@ class TestWhatEachStageIsGiven:
         "dedup": {"dedup"},
         "dataset": {"dataset"},
         "train": {"train", "student"},
-        "evaluate": {"evaluate", "teacher", "student"},
+        "evaluate": {"evaluate", "teacher", "student", "retry"},
         "report": {"report", "name"},
     }
 

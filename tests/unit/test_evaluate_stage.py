@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,20 +14,21 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.config import EvaluateConfig, EvaluateStep
-from pipeline.core.config_base import LocalModel
-from pipeline.core.config_teacher import ReplayTeacher, VllmTeacher
+from pipeline.core.config import EvaluateConfig, EvaluateStep, StudentModel
+from pipeline.core.config_base import identity
+from pipeline.core.config_teacher import OpenAITeacher, ReplayTeacher, Retry, VllmTeacher
 from pipeline.core.errors import Incomplete, Interrupted, UsageError
 from pipeline.core.record import PROMPT_SCHEMA, Message, Prompt
 from pipeline.core.sink import RowSink
 from pipeline.stages import evaluate
-from pipeline.stages.evaluate.answers import Answered, ModelAnswers, first_line, local_exams
-from pipeline.stages.evaluate.base import choose_way
+from pipeline.stages.evaluate.answers import Answered, ModelAnswers, ask_teacher, first_line, local_exams
+from pipeline.stages.evaluate.base import WAYS, choose_way, read_shown
 from pipeline.stages.evaluate.questions import Questions, read_questions
-from pipeline.student.engines import GPU_SHARE, gpu_shares
+from pipeline.student.engines import GPU_SHARE, batches, fit_together, gpu_need, gpu_shares
 from pipeline.student.jobs import Answer, AnswerJob, Examined
 from pipeline.student.process import Files, run_process
-from pipeline.text.verifiers import exact
+from pipeline.student.weights import Weights, stored_weights
+from pipeline.text.verifiers import exact, numeric
 from tests.support import RecordedProgress, a_prompt, make_context
 from tests.training_rows import is_alive
 
@@ -97,16 +101,34 @@ def two_of_each() -> Questions:
 
 @pytest.mark.parametrize(
     ("chat", "shown", "way"),
-    [("yes", "yes\nmore", "strict"), ("yes\nand more", "no", "first_line"), ("no", "yes\nQuestion:", "three_shot")],
+    [
+        ("yes", "yes\nmore", "strict"),
+        ("yes\nand more", "no", "first_line"),
+        ("no", "yes\n\nQuestion: And?\nAnswer: no", "three_shot"),
+        ("no", "yes\nQuestion:", "three_shot"),
+        ("no", "yes\nof course", "three_shot_first_line"),
+    ],
 )
 def test_the_base_is_asked_in_the_way_that_serves_it_best_on_validation(chat: str, shown: str, way: str) -> None:
     # Its test answers are all wrong: they must have no say.
     found = choose_way(base_answers(test="no", validation=chat, validation_three_shot=shown), two_of_each())
     assert found.name == way
     assert found.accuracies[way] == 1.0
-    assert set(found.accuracies) == {"strict", "first_line", "three_shot"}
+    assert set(found.accuracies) == set(WAYS)
     assert found.strict_accuracy == 0.0
-    assert (found.answered is None) is (way == "three_shot")
+    assert (found.answered is None) is way.startswith("three_shot")
+
+
+def test_an_answer_of_several_lines_behind_the_examples_is_judged_whole() -> None:
+    # GSM8K's way of answering: the result stands in the last line.
+    worked = " She sold 48/2 = 24 in May.\nTogether 48 + 24 = 72.\n#### 72\n\nQuestion: And 3 + 4?\nAnswer: #### 7"
+    solved = tuple(prompt(number, "validation", "#### 72") for number in (1, 2))
+    questions = Questions(two_of_each().test, solved, (), (), numeric)
+    found = choose_way(base_answers(test="no", validation="no", validation_three_shot=worked), questions)
+    assert (found.name, found.accuracies["three_shot"]) == ("three_shot", 1.0)
+    assert found.accuracies["three_shot_first_line"] == 0.0
+    shown = base_answers(test=worked).of("test")
+    assert read_shown("three_shot", shown).texts[0].endswith("\n#### 72")
 
 
 def test_the_first_line_is_read_for_the_first_line_way() -> None:
@@ -128,8 +150,13 @@ def test_first_line() -> None:
 # -------------------------------------------------------------------------------------------------------- the jobs
 
 
-def step(tmp_path: Path, teacher: Any, **changes: Any) -> EvaluateStep:
-    return EvaluateStep(evaluate=EvaluateConfig(**changes), teacher=teacher, student=LocalModel(model="./base"))
+def step(tmp_path: Path, teacher: Any, retry: Retry | None = None, **changes: Any) -> EvaluateStep:
+    return EvaluateStep(
+        evaluate=EvaluateConfig(**changes),
+        teacher=teacher,
+        student=StudentModel(model="./base"),
+        retry=Retry() if retry is None else retry,
+    )
 
 
 def test_all_models_are_asked_the_same(tmp_path: Path) -> None:
@@ -149,11 +176,83 @@ def test_the_job_survives_its_file(tmp_path: Path) -> None:
     assert AnswerJob.read(tmp_path / "answer.json") == job
 
 
+GIB = 2**30
+
+
 def test_gpu_memory_is_divided_by_need() -> None:
-    assert gpu_shares({"student": None}) == {"student": GPU_SHARE}
-    found = gpu_shares({"teacher": 64 * 2**30, "base": 2**30, "student": 2**30})
+    assert gpu_shares({"student": gpu_need(None)}) == {"student": GPU_SHARE}
+    found = gpu_shares({"teacher": gpu_need(64 * GIB), "base": gpu_need(GIB), "student": gpu_need(GIB)})
     assert sum(found.values()) == pytest.approx(GPU_SHARE)
     assert found["teacher"] > 7 * found["base"] == 7 * found["student"] > 0.5
+
+
+def test_a_model_on_several_gpus_needs_a_part_of_each() -> None:
+    weights = 132 * GIB
+    assert gpu_need(weights, 4) == gpu_need(weights // 4) < 80 * GIB < gpu_need(weights)
+
+
+def test_models_that_do_not_fit_on_a_gpu_together() -> None:
+    needs = {"teacher": gpu_need(132 * GIB, 4), "base": gpu_need(15 * GIB), "student": gpu_need(15 * GIB)}
+    assert not fit_together(needs, 80 * GIB)
+    assert fit_together(needs, 141 * GIB)
+    assert fit_together(needs, None), "a CPU's memory is not divided"
+    assert fit_together({"teacher": gpu_need(132 * GIB)}, 80 * GIB), "alone it may try"
+
+
+def test_a_batch_holds_prompts_of_one_cap() -> None:
+    # One prompt near the limit has a cap of its own: it must not cut the answers of others, nor wait for theirs.
+    lengths, caps = [30, 511, 20, 10, 40], [99, 1, 99, 99, 99]
+    found = batches([[7] * length for length in lengths], caps, 3)
+    assert found == [[3, 2, 0], [4], [1]]
+
+
+def test_the_teacher_is_loaded_as_it_was_served(tmp_path: Path) -> None:
+    served = {"tensor_parallel_size": 4, "quantization": "fp8", "max_model_len": 4096}
+    teacher = VllmTeacher.model_validate({"kind": "vllm", "model": "./teacher", **served})
+    exams = {exam.name: exam for exam in local_exams(step(tmp_path, teacher), tmp_path, two_of_each())}
+    assert {name: getattr(exams["teacher"], name) for name in served} == served
+    plain = {"tensor_parallel_size": 1, "quantization": None, "max_model_len": None}
+    assert {name: getattr(exams["student"], name) for name in served} == plain
+
+
+def test_an_api_teacher_is_asked_with_the_patience_of_generate(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:  # takes connections, and never answers
+        teacher = OpenAITeacher(
+            kind="openai", base_url=f"http://127.0.0.1:{nobody.getsockname()[1]}/v1", provider="x", model="y"
+        )
+        cfg = step(tmp_path, teacher, Retry(budget_s=0.2, first_wait_s=0.01, timeout_s=0.1))
+        start = time.monotonic()
+        with pytest.raises(Incomplete):
+            ask_teacher(cfg, two_of_each().test, make_context(tmp_path))
+    assert time.monotonic() - start < 30
+
+
+def test_retries_do_not_count(tmp_path: Path) -> None:
+    teacher = VllmTeacher(kind="vllm", model="./teacher")
+    patient = step(tmp_path, teacher, Retry(timeout_s=1800))
+    assert identity(patient) == identity(step(tmp_path, teacher))
+
+
+def write_weights(path: Path, parameters: int) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [parameters], "data_offsets": [0, 4 * parameters]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def test_weights_that_are_stored_in_two_layouts_count_once(tmp_path: Path) -> None:
+    assert stored_weights(tmp_path) is None
+    write_weights(tmp_path / "consolidated.safetensors", 10)
+    assert stored_weights(tmp_path) == Weights(10, 40)
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name, parameters in zip(names, (6, 4), strict=True):
+        write_weights(tmp_path / name, parameters)
+    index = {"weight_map": {"a": names[0], "b": names[1], "c": names[1]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert stored_weights(tmp_path) == Weights(10, 40)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    for name in names:
+        (tmp_path / name).unlink()
+    write_weights(tmp_path / "model.safetensors", 10)
+    assert stored_weights(tmp_path) == Weights(10, 40)
 
 
 def test_input_files_name_what_is_read(tmp_path: Path) -> None:
@@ -181,7 +280,7 @@ def test_prompts_that_an_imported_teacher_never_answered_are_not_scored(tmp_path
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = step(tmp_path, ReplayTeacher(kind="replay", path=path, origin="people"))
     questions = Questions(tuple(prompt(number) for number in (1, 2, 3)), (), (), (), exact)
-    found, refused = evaluate.ask_teacher(cfg, questions.test, make_context(tmp_path))
+    found, refused = ask_teacher(cfg, questions.test, make_context(tmp_path))
     kept = questions.without(refused)
     assert kept.counts() == {"no_teacher_answer:no_completion": 1}
     assert found is not None

@@ -1,9 +1,14 @@
-"""How many requests an endpoint gets at a time, on a virtual clock where time matters."""
+"""How many requests an endpoint gets at a time, on a virtual clock where time matters; and which GPUs a server gets."""
 
 import asyncio
 from contextlib import AsyncExitStack
 
+import pytest
+
+from pipeline.core.config_teacher import VllmTeacher
+from pipeline.core.errors import UsageError
 from pipeline.teacher.limits import FIRST_LIMIT, AdaptiveLimit
+from pipeline.teacher.server import server_environments
 
 
 def run(coroutine):
@@ -149,3 +154,38 @@ def test_silence_is_counted_from_the_first_failure_after_the_last_success():
     assert limit.silent_s == 3
     limit.succeeded()
     assert limit.silent_s == 0
+
+
+def two_servers(inherited: dict[str, str], installed: int, **teacher: object) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of each of two servers with two GPUs each."""
+    settings = {"kind": "vllm", "model": "./m", "servers": 2, "tensor_parallel_size": 2, **teacher}
+    environments = server_environments(VllmTeacher.model_validate(settings), {"A": "b", **inherited}, installed)
+    assert {environment["A"] for environment in environments} == {"b"}
+    return [environment.get("CUDA_VISIBLE_DEVICES") for environment in environments]
+
+
+class TestGpus:
+    """Two servers on one GPU would both ask for most of its memory."""
+
+    def test_each_server_has_its_own(self) -> None:
+        assert two_servers({}, 8) == ["0,1", "2,3"]
+
+    def test_those_we_were_given_are_dealt_out(self) -> None:
+        assert two_servers({"CUDA_VISIBLE_DEVICES": "7, 5,GPU-ab,1"}, 8) == ["7,5", "GPU-ab,1"]
+
+    def test_the_config_may_choose_them(self) -> None:
+        chosen = {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+        assert two_servers({"CUDA_VISIBLE_DEVICES": "0"}, 8, env=chosen) == ["4,5", "6,7"]
+
+    def test_one_server_keeps_what_it_inherits(self) -> None:
+        assert two_servers({"CUDA_VISIBLE_DEVICES": "3,4,5"}, 8, servers=1) == ["3,4,5"]
+        assert two_servers({}, 8, servers=1) == [None]
+
+    @pytest.mark.parametrize(("inherited", "installed"), [({}, 0), ({"CUDA_VISIBLE_DEVICES": ""}, 8)])
+    def test_without_any_nothing_is_set(self, inherited: dict[str, str], installed: int) -> None:
+        assert two_servers(inherited, installed) == [inherited.get("CUDA_VISIBLE_DEVICES")] * 2
+
+    @pytest.mark.parametrize(("inherited", "seen"), [({}, 3), ({"CUDA_VISIBLE_DEVICES": "0,-1,1,2,3"}, 1)])
+    def test_too_few_are_an_error_before_anything_starts(self, inherited: dict[str, str], seen: int) -> None:
+        with pytest.raises(UsageError, match=f"need 4; {seen} are visible"):
+            two_servers(inherited, 3)

@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from pipeline.core.config import PromptsConfig, PromptsStep
+from pipeline.core.config import HubSource, PromptsConfig, PromptsStep
 from pipeline.core.errors import UsageError
 from pipeline.core.record import Message, Prompt, prompts_of, read_shards
 from pipeline.core.stage import Result
 from pipeline.stages import prompts as stage
-from pipeline.stages.prompts import order
+from pipeline.stages.prompts import order, sources
 from pipeline.text.split import split_of
 from tests.support import a_prompt, make_context
 
@@ -60,11 +61,11 @@ def write_csv(path: Path) -> None:
         writer.writerows(ROWS)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "hub"])
-def test_all_kinds_of_sources_read_alike(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_all_kinds_of_sources_read_alike(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
-    path = folder / f"rows.{'jsonl' if kind == 'hub' else kind}"
+    path = folder / f"rows.{kind}"
     source: dict[str, Any] = {"kind": kind, "path": path}
     if kind == "csv":
         write_csv(path)
@@ -72,16 +73,49 @@ def test_all_kinds_of_sources_read_alike(tmp_path: Path, kind: str, monkeypatch:
         pq.write_table(pa.Table.from_pylist(ROWS), path)
     else:
         path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\n".join(json.dumps(row).encode() for row in ROWS))
-    if kind == "hub":
-        datasets = pytest.importorskip("datasets", reason="needs the package datasets: the extra `train` installs it")
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        source = {"kind": "hub", "dataset": str(folder), "revision": "main"}
     result, kept, _ = run(tmp_path, {"one": {"source": source, "columns": {"answer": "n"}}})
     assert [(prompt.prompt_id, prompt.prompt[0].content, prompt.answer) for prompt in kept] == [
         ("a", "Z\u00fcrich \U0001f40d", "8"),
         ("b", 'Say "1,\n2"', "7"),
     ]
     assert result.rows_in == result.rows_out == 2
+
+
+def test_a_hub_data_set_reads_like_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the package datasets: the extra `train` installs it")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_jsonl(folder / "rows.jsonl", ROWS)
+    # The library reads a folder as it reads the hub; a config may not name one.
+    source = HubSource.model_construct(kind="hub", dataset=str(folder), revision="main", config=None, split="train")
+    found = list(sources._load_hub(source, "the set"))
+    assert [(row.place, row.values) for row in found] == [("the set, row 1", ROWS[0]), ("the set, row 2", ROWS[1])]
+
+
+@pytest.mark.parametrize("name", ["./set", "../set", "/set", "~/set"])
+def test_a_local_folder_is_no_hub_data_set(name: str) -> None:
+    with pytest.raises(ValidationError, match="read with kind jsonl, csv or parquet"):
+        HubSource(kind="hub", dataset=name, revision="main")
+
+
+def test_a_folder_of_the_data_sets_name_is_not_read_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets", reason="needs the package datasets: the extra `train` installs it")
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    write_jsonl(tmp_path / "org" / "name" / "rows.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    source = {"kind": "hub", "dataset": "org/name", "revision": "main"}
+    assert "holds something of this name" in refusal(tmp_path, {"one": {"source": source}})
+
+
+def test_numbers_and_booleans_are_answers(tmp_path: Path) -> None:
+    answers = [True, False, 7, 2.5, "yes", None]
+    rows = [{"id": str(at), "prompt": f"q {at}", "answer": answer} for at, answer in enumerate(answers)]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    _, kept, _ = run(tmp_path, one_set(path, columns={"answer": "answer"}))
+    assert [prompt.answer for prompt in kept] == ["true", "false", "7", "2.5", "yes", None]
 
 
 def test_messages_template_and_system(tmp_path: Path) -> None:
@@ -128,13 +162,15 @@ def test_sources_say_what_the_card_says_and_unknown_elsewhere(tmp_path: Path) ->
     card.write_text("source: https://example.org/x\nlicense: mit\n", "utf-8")
     sets = {"said": one_set(path, card=card)["one"], "silent": one_set(path)["one"]}
     result, kept, _ = run(tmp_path, sets)
-    sources = json.loads((tmp_path / "out" / "sources.json").read_text("utf-8"))
-    assert sources == result.metrics["sources"]
-    assert (sources["said"]["source"], sources["said"]["revision"]) == ("https://example.org/x", "unknown")
-    assert (sources["said"]["license"], sources["said"]["license_is_spdx"]) == ("MIT", True)
-    assert (sources["silent"]["license"], sources["silent"]["license_is_spdx"]) == ("unknown", False)
-    assert str(tmp_path) not in json.dumps(sources)
-    assert [prompt.license for prompt in kept] == ["MIT"]
+    told = json.loads((tmp_path / "out" / "sources.json").read_text("utf-8"))
+    assert told == result.metrics["sources"]
+    assert (told["said"]["source"], told["said"]["revision"]) == ("https://example.org/x", "unknown")
+    assert (told["said"]["license"], told["said"]["license_is_spdx"]) == ("MIT", True)
+    assert (told["silent"]["license"], told["silent"]["license_is_spdx"]) == ("unknown", False)
+    assert str(tmp_path) not in json.dumps(told)
+    assert [(prompt.prompt_set, prompt.also_in, prompt.license_set) for prompt in kept] == [
+        ("said", ("silent",), ("MIT", "unknown"))
+    ]
 
 
 def test_files_whose_bytes_count(tmp_path: Path) -> None:
@@ -313,13 +349,71 @@ def test_prompts_near_a_test_prompt_leave(tmp_path: Path) -> None:
     assert result.rejected["near_test"] == 30 - len(kept)
 
 
-def test_of_a_duplicate_in_two_splits_the_kept_one_decides(tmp_path: Path) -> None:
-    groups = {split_of(str(number), validation=0, test=0.5): str(number) for number in range(20)}
-    rows = [{"id": "a", "prompt": "x", "g": groups["train"]}, {"id": "b", "prompt": "x", "g": groups["test"]}]
+@pytest.mark.parametrize(
+    ("splits", "stays"),
+    [
+        (("train", "test"), 1),
+        (("test", "train"), 0),
+        (("train", "validation"), 1),
+        (("validation", "test"), 1),
+        (("train", "train"), 0),
+        (("train", "validation", "test", "test"), 2),
+    ],
+)
+@pytest.mark.parametrize("shard_rows", [8192, 1])
+def test_of_a_duplicate_in_two_splits_the_copy_further_from_training_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: Sequence[str], stays: int, shard_rows: int
+) -> None:
+    monkeypatch.setattr(stage, "SHARD_ROWS", shard_rows)
+    groups = {split_of(str(number), validation=0.3, test=0.3): str(number) for number in range(40)}
+    rows = [{"id": f"p{at}", "prompt": "x", "g": groups[split]} for at, split in enumerate(splits)]
     path = write_jsonl(tmp_path / "p.jsonl", rows)
-    _, kept, reasons = run(tmp_path, one_set(path, columns={"group_id": "g"}), test=0.5)
-    assert [(prompt.prompt_id, prompt.split) for prompt in kept] == [("a", "train")]
-    assert reasons == {"b": "duplicate_of:one/a"}
+    result, kept, reasons = run(tmp_path, one_set(path, columns={"group_id": "g"}), test=0.3, validation=0.3)
+    assert [(prompt.prompt_id, prompt.split) for prompt in kept] == [(f"p{stays}", splits[stays])]
+    assert reasons == {f"p{at}": f"duplicate_of:one/p{stays}" for at in range(len(splits)) if at != stays}
+    assert result.rows_in == result.rows_out + sum(result.rejected.values())
+
+
+def test_what_a_test_group_holds_is_not_trained_through_a_duplicate(tmp_path: Path) -> None:
+    groups = {split_of(str(number), validation=0, test=0.5): str(number) for number in range(20)}
+    text = "Which of the towns on the river has the older bridge, the one"
+    ours = [{"id": "a1", "prompt": f"{text} {{}} upstream?", "g": groups["train"]}]
+    theirs = [
+        {"id": "b1", "prompt": f"{text} {{}} upstream?", "g": groups["test"]},
+        {"id": "c1", "prompt": f"{text} {{}} upstream!", "g": groups["train"]},
+    ]
+    sets = {
+        name: one_set(write_jsonl(tmp_path / f"{name}.jsonl", rows), columns={"group_id": "g"})["one"]
+        for name, rows in (("one", ours), ("two", theirs))
+    }
+    _, kept, reasons = run(tmp_path, sets, test=0.5)
+    assert [(prompt.prompt_id, prompt.split, prompt.also_in) for prompt in kept] == [("b1", "test", ("one",))]
+    assert reasons == {"a1": "duplicate_of:two/b1", "c1": "near_test"}
+
+
+def test_a_duplicate_leaves_its_set_and_licence_with_the_prompt_that_stays(tmp_path: Path) -> None:
+    sets = {}
+    for name, terms in (("one", "Apache-2.0"), ("three", "apache-2.0"), ("two", "CC-BY-NC-4.0")):
+        path = write_jsonl(tmp_path / f"{name}.jsonl", [{"id": "a", "prompt": "same"}, {"id": "b", "prompt": name}])
+        card = tmp_path / f"{name}.yaml"
+        card.write_text(f"license: {terms}\n", "utf-8")
+        sets[name] = one_set(path, card=card)["one"]
+    _, kept, _ = run(tmp_path, sets)
+    assert [(f"{prompt.prompt_set}/{prompt.prompt_id}", prompt.also_in, prompt.license_set) for prompt in kept] == [
+        ("one/a", ("three", "two"), ("Apache-2.0", "CC-BY-NC-4.0")),
+        ("one/b", (), ("Apache-2.0",)),
+        ("three/b", (), ("Apache-2.0",)),
+        ("two/b", (), ("CC-BY-NC-4.0",)),
+    ]
+
+
+def test_the_same_bytes_under_another_name_are_the_same_content(tmp_path: Path) -> None:
+    contents = []
+    for name in ("questions", "copy"):
+        (tmp_path / name).mkdir()
+        path = write_jsonl(tmp_path / name / f"{name}.jsonl", [{"id": "a", "prompt": "x"}])
+        contents.append(run(tmp_path / name, one_set(path))[0].content)
+    assert contents[0] == contents[1]
 
 
 def test_the_system_message_does_not_make_prompts_near(tmp_path: Path) -> None:

@@ -52,6 +52,44 @@ def test_completions_are_joined_by_the_text_of_the_user_message(tmp_path):
     assert texts(answers) == ["4", "no_completion"], "texts are joined exactly"
 
 
+def conversation(path: Path, *turns: tuple[str, str], **columns: object) -> Answer:
+    """The answer to one prompt of several messages."""
+    teacher = ReplayTeacher.model_validate({"kind": "replay", "path": path, "origin": "people", **columns})
+    asked = Asked.of(teacher, Sampling(), 0, DigestCache(path.parent / "digests.json"))
+    request = asked.request("set", "p", 0, [Message(role, text) for role, text in turns])
+    (answer,) = ask(teacher, asked, Retry(), [request], make_context(path.parent))
+    return answer
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+CATS = [("user", "Tell me about cats"), ("assistant", "They purr."), ("user", "Continue")]
+
+
+def test_a_prompt_of_several_turns_is_never_joined_by_its_last_words(tmp_path):
+    rows = [
+        {"id": "x", "q": "Continue", "completion": "of something else"},
+        {"id": "y", "q": "Tell me about cats", "completion": "They purr."},
+    ]
+    path = write(tmp_path / "text.jsonl", rows)
+    assert conversation(path, *CATS, prompt="q").rejected == "no_completion"
+    rows = [{"id": "p", "q": [turn("user", "Explain quanta"), turn("assistant", "…"), turn("user", "Continue")]}]
+    path = write(tmp_path / "turns.jsonl", [{**row, "completion": "quanta"} for row in rows])
+    assert conversation(path, *CATS, prompt="q").rejected == "no_completion"
+    assert conversation(path, ("user", "Continue"), prompt="q").rejected == "no_completion"
+    assert conversation(path, *CATS).text == "quanta", "by id it is"
+
+
+def test_system_messages_do_not_stand_between_a_question_and_its_completion(tmp_path):
+    whole = [turn("system", "Be brief."), turn("user", "1+1?"), turn("assistant", "2")]
+    path = write(tmp_path / "c.jsonl", [{"messages": whole}])
+    columns = {"prompt": "messages", "completion": "messages"}
+    assert conversation(path, ("system", "Be kind."), ("user", "1+1?"), **columns).text == "2"
+    assert conversation(path, ("user", "1+1?"), **columns).text == "2"
+
+
 def test_several_rows_of_a_prompt_are_its_samples_in_the_order_of_the_file(tmp_path):
     rows = [{"id": "a", "completion": "1"}, {"id": "b", "completion": "x"}, {"id": "a", "completion": "2"}]
     path = write(tmp_path / "c.jsonl", rows)

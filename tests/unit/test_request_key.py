@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pipeline.core.config_base import identity
 from pipeline.core.config_teacher import OpenAITeacher, ReplayTeacher, Sampling, VllmTeacher
 from pipeline.core.errors import UsageError
 from pipeline.core.lineage import DigestCache
@@ -80,6 +81,7 @@ def test_another_teacher_changes_the_key(cache, change):
         {"api_key": "${env:OTHER}"},
         {"concurrency": 3},
         {"license": "MIT"},
+        {"max_tokens_field": "max_completion_tokens"},
     ],
     ids=str,
 )
@@ -107,11 +109,15 @@ def test_weights_count_by_their_bytes_wherever_they_lie(cache, tmp_path):
     [
         ({"dtype": "float32"}, True),
         ({"quantization": "fp8"}, True),
-        ({"max_model_len": 512}, True),
+        ({"max_model_len": 512}, False),
         ({"servers": 2}, False),
         ({"tensor_parallel_size": 2}, False),
-        ({"args": ["--max-num-seqs", "8"]}, False),
-        ({"env": {"A": "b"}}, False),
+        ({"args": ["--max-num-seqs", "8", "--enforce-eager", "--gpu_memory_utilization=0.5"]}, False),
+        ({"args": ["--reasoning-parser", "qwen3"]}, True),
+        ({"args": ["--enforce-eager", "stray"]}, True),
+        ({"args": ["--chat-template", "{{ messages }}"]}, True),
+        ({"env": {"VLLM_CPU_KVCACHE_SPACE": "1", "NCCL_DEBUG": "INFO"}}, False),
+        ({"env": {"VLLM_ATTENTION_BACKEND": "FLASHINFER"}}, True),
         ({"concurrency": 2}, False),
         ({"start_timeout_s": 5}, False),
     ],
@@ -120,6 +126,90 @@ def test_weights_count_by_their_bytes_wherever_they_lie(cache, tmp_path):
 def test_of_the_engine_only_what_shapes_the_output_counts(cache, tmp_path, change, counts):
     folder = model(tmp_path / "model")
     assert (key(vllm(folder, **change), cache) != key(vllm(folder), cache)) is counts
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ({"args": ["--max-num-seqs", "8", "--enforce-eager"], "env": {"OMP_NUM_THREADS": "2"}}, False),
+        ({"args": ["--reasoning-parser", "qwen3"]}, True),
+        ({"env": {"VLLM_ATTENTION_BACKEND": "FLASHINFER"}}, True),
+        ({"max_model_len": 512}, True),
+    ],
+    ids=str,
+)
+def test_a_step_counts_the_flags_of_the_engine_that_may_change_answers(change, counts):
+    assert (identity(vllm(Path("/m"), **change)) != identity(vllm(Path("/m")))) is counts
+
+
+def test_the_way_in_which_a_flag_is_written_does_not_count():
+    written = [
+        ["--rope-theta", "5", "--seed", "1"],
+        ["--seed=1", "--rope_theta=5", "--block-size", "16"],
+    ]
+    one, other = (identity(vllm(Path("/m"), args=args)) for args in written)
+    assert one == other
+    assert identity(vllm(Path("/m"), args=["--seed", "2", "--seed", "1"])) != identity(
+        vllm(Path("/m"), args=["--seed", "1", "--seed", "2"])
+    ), "the last one wins"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--quantization", "fp8"], "`quantization`"),
+        (["--max_model_len=64"], "`max_model_len`"),
+        (["-tp", "2"], "`tensor_parallel_size`"),
+        (["--port", "1"], "chooses the address"),
+        (["--config", "more.yaml"], "would not count"),
+        (["--chat-template", "x.jinja"], "would not count"),
+    ],
+    ids=str,
+)
+def test_what_is_a_field_or_a_file_is_refused_among_the_arguments(args, says):
+    with pytest.raises(ValidationError, match=says):
+        vllm(Path("/m"), args=args)
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "VLLM_API_KEY", "AWS_SECRET_ACCESS", "DB_PASSWORD"])
+def test_a_secret_is_exported_and_not_written_into_a_config(name):
+    with pytest.raises(ValidationError, match="export it"):
+        vllm(Path("/m"), env={name: "canary-value"})
+    assert vllm(Path("/m"), env={"TOKENIZERS_PARALLELISM": "false"}).env
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("LICENSE", False),
+        ("LICENSE.txt", False),
+        ("train.log", False),
+        ("pytorch_model.bin", False),
+        ("original/params.json", False),
+        ("merges.txt", True),
+        ("model-00002.safetensors", True),
+        ("tokenizer/spiece.model", True),
+        ("modeling_new.py", True),
+    ],
+)
+def test_of_a_model_folder_only_what_a_loader_reads_counts(cache, tmp_path, name, counts):
+    folder = model(tmp_path / "model")
+    before = teacher_identity(vllm(folder), cache)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("more")
+    assert (teacher_identity(vllm(folder), cache) != before) is counts
+
+
+def test_weights_in_an_older_format_count_where_there_are_no_others(cache, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"one")
+    before = teacher_identity(vllm(tmp_path), cache)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"other")
+    assert teacher_identity(vllm(tmp_path), cache) != before
+
+
+def test_a_temperature_that_is_not_sent_is_another_question(cache):
+    assert len({key(openai(), cache, temperature=value) for value in (None, 0.0, 1.0)}) == 3
 
 
 def test_replayed_completions_count_by_origin_and_bytes(cache, tmp_path):

@@ -11,7 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.core.config_teacher import Sampling
 from pipeline.core.errors import CorruptArtefact
+from pipeline.core.record import Message
+from pipeline.teacher import ask as ask_module
+from pipeline.teacher import fetch as fetch_module
+from pipeline.teacher.request import Asked
 from pipeline.teacher.responses import Outcome, ResponseStore
 from pipeline.teacher.segment import Attempt, Segment, Stored
 from pipeline.teacher.wire import WIRE
@@ -78,6 +83,51 @@ def test_a_stored_answer_is_a_hit_unless_it_was_cut_by_a_smaller_cap(store, stor
     if folded:
         store.fold()
     assert (text_of(store, "a", cap) is not None) is hit
+
+
+def cut(tokens: int | None, **changes: object) -> Stored:
+    usage = {} if tokens is None else {"usage": {"completion_tokens": tokens}}
+    choice = {"message": {"content": "so far"}, "finish_reason": "length"}
+    return answer("a", body=json.dumps({"choices": [choice], **usage}).encode(), **changes)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize(
+    ("stored", "room", "hit"),
+    [
+        (answer("a", room=128), 4096, True),
+        (cut(20, room=128), 128, True),
+        (cut(20, room=128), 64, True),
+        (cut(20, room=128), 4096, False),
+        (cut(20, room=128), None, False),
+        (cut(None, room=128), 4096, False),
+        (cut(20, room=None), 4096, True),
+        (cut(64, room=128), 4096, True),
+        (answer("a", status=400, body=b"{}", room=128), 128, True),
+        (answer("a", status=400, body=b"{}", room=128), 4096, False),
+        (answer("a", status=403, body=b"{}", room=128, rejected="forbidden"), 4096, True),
+    ],
+)
+def test_more_room_asks_again_only_for_what_was_cut_or_refused_for_lack_of_it(store, stored, room, hit, folded):
+    store.put([stored])
+    if folded:
+        store.fold()
+    assert (key("a") in store.get_many({key("a"): 64}, room)) is hit
+
+
+def test_a_look_up_of_many_keys_reads_each_file_once(store, tmp_path, monkeypatch):
+    """Keys lie anywhere in the store, so that small look-ups would read all of it again and again."""
+    asked = Asked("t" * 64, {}, Sampling(max_tokens=64), 0)
+    requests = [asked.request("s", str(i), 0, [Message("user", str(i))]) for i in range(5000)]
+    store.put([answer("", key=bytes.fromhex(request.key)) for request in requests])
+    store.fold()
+    looked = []
+    find = store.get_many
+    monkeypatch.setattr(store, "get_many", lambda *arguments: looked.append(1) or find(*arguments))
+    answers = list(ask_module._read(store, asked, requests))
+    assert [answer.text for answer in answers] == ["fine"] * 5000
+    assert sum(chunk.answered for chunk in fetch_module._look_up(store, asked, requests)) == 5000
+    assert len(looked) == 2
 
 
 def test_of_several_answers_the_one_with_this_cap_wins_then_the_oldest(store):

@@ -61,7 +61,27 @@ def test_no_gap_closes_nothing() -> None:
 def test_a_teacher_without_a_right_answer() -> None:
     found = score([False] * 20, [False] * 20, answers(5, 20), resamples=200, seed=0)
     assert found.retained.value is None
-    assert found.accuracies["teacher"].ci95 == (0.0, 0.0)
+
+
+def test_gap_closed_needs_a_teacher_that_is_better_than_the_base() -> None:
+    # Divided blindly, a student below both would have closed 200 % of the gap.
+    found = score(answers(40, 100), answers(50, 100), answers(30, 100), resamples=200, seed=0)
+    assert (found.gap_closed.value, found.gap_closed.ci95) == (None, None)
+
+
+def test_a_gap_that_may_be_none_has_no_interval() -> None:
+    teacher, base = [at % 25 < 13 for at in range(100)], [at % 2 == 0 for at in range(100)]
+    found = score(teacher, base, answers(51, 100), resamples=400, seed=0)
+    assert found.gap_closed.value is not None
+    assert found.gap_closed.ci95 is None
+
+
+def test_an_accuracy_without_spread_gets_wilsons_interval() -> None:
+    found = score([True] * 45, [False] * 45, answers(20, 45), resamples=200, seed=0)
+    # Worked by hand: z² / (n + z²) = 3.8415 / 48.8415.
+    assert found.accuracies["base"].ci95 == pytest.approx((0.0, 0.078652), abs=1e-5)
+    assert found.accuracies["teacher"].ci95 == pytest.approx((0.921348, 1.0), abs=1e-5)
+    assert found.gap_closed.ci95 is not None
 
 
 def test_an_interval_of_a_ratio_that_is_often_undefined_is_not_given() -> None:

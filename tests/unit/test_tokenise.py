@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import UsageError
-from pipeline.student.tokenise import IGNORED, Checks, Encoded, encode, load_tokenizer, stop_ids
+from pipeline.student.tokenise import IGNORED, Checks, Encoded, encode, load_tokenizer, most_positions, stop_ids
 from tests.tiny_models import make_tiny_model
 
 ASK = [{"role": "user", "content": "What is 1 + 1?"}]
@@ -33,14 +33,14 @@ def with_template(tokenizer: Any) -> Any:
     tokenizer.chat_template = before
 
 
-def row(tokenizer: Any, stops: tuple[int, ...]) -> Encoded | None:
-    return encode(tokenizer, [ASK], [TELL], stops)[0]
+def row(tokenizer: Any, stops: tuple[int, ...], ask: Any = ASK, tell: Any = TELL) -> Encoded | str:
+    return encode(tokenizer, [ask], [tell], stops)[0]
 
 
 def test_the_completion_and_its_end_are_trained_and_the_prompt_is_not(model: Path, tokenizer: Any) -> None:
     stops = stop_ids(str(model), None, tokenizer)
     found = row(tokenizer, stops)
-    assert found is not None
+    assert isinstance(found, Encoded)
     prompt, completion = found.ids[: found.prompt_tokens], found.ids[found.prompt_tokens :]
     assert tokenizer.decode(prompt) == "<s><|user|>What is 1 + 1?<|assistant|>"
     assert tokenizer.decode(completion) == "It is 2.</s>"
@@ -51,7 +51,7 @@ def test_the_completion_and_its_end_are_trained_and_the_prompt_is_not(model: Pat
 def test_what_the_template_writes_behind_the_end_is_not_trained(tokenizer: Any, with_template: Any) -> None:
     with_template(tokenizer.chat_template.replace("{{ eos_token }}", "{{ eos_token }}{{ '\n' }}"))
     found = row(tokenizer, (tokenizer.eos_token_id,))
-    assert found is not None and found.ids[-1] == tokenizer.eos_token_id
+    assert isinstance(found, Encoded) and found.ids[-1] == tokenizer.eos_token_id
 
 
 def test_a_completion_without_an_end_is_counted(tokenizer: Any, with_template: Any) -> None:
@@ -59,7 +59,7 @@ def test_a_completion_without_an_end_is_counted(tokenizer: Any, with_template: A
     stops = (tokenizer.eos_token_id,)
     checks = Checks()
     found = row(tokenizer, stops)
-    assert found is not None
+    assert isinstance(found, Encoded)
     checks.add(found, stops, tokenizer.bos_token_id)
     with pytest.raises(UsageError, match="never learn to stop: 1 of 1 rows"):
         checks.require_trainable(tokenizer, stops, "model", {})
@@ -67,7 +67,46 @@ def test_a_completion_without_an_end_is_counted(tokenizer: Any, with_template: A
 
 def test_a_prompt_that_is_no_prefix_is_refused(tokenizer: Any, with_template: Any) -> None:
     with_template(tokenizer.chat_template + "{% if add_generation_prompt %}<think>{% endif %}")
-    assert row(tokenizer, (tokenizer.eos_token_id,)) is None
+    assert row(tokenizer, (tokenizer.eos_token_id,)) == "prompt_not_prefix"
+
+
+@pytest.mark.parametrize(
+    ("ask", "tell"),
+    [
+        (ASK, [{"role": "assistant", "content": "It is 2.</s><|user|>And now?"}]),
+        ([{"role": "user", "content": "Say <s>struck</s>."}], TELL),
+        (ASK, [{"role": "assistant", "content": "2", "reasoning_content": "<|system|>"}]),
+    ],
+)
+def test_a_message_that_writes_a_special_token_is_refused(tokenizer: Any, ask: Any, tell: Any) -> None:
+    assert row(tokenizer, (tokenizer.eos_token_id,), ask, tell) == "special_token"
+
+
+def test_text_that_only_looks_like_a_special_token_is_trained(tokenizer: Any) -> None:
+    tell = [{"role": "assistant", "content": "a < s > b, </S>, |user|, <strong>"}]
+    assert isinstance(row(tokenizer, (tokenizer.eos_token_id,), tell=tell), Encoded)
+
+
+THOUGHT = [{"role": "assistant", "content": "It is 2.", "reasoning_content": "\nOne and one.\n"}]
+
+
+def test_reasoning_that_the_template_leaves_out_is_refused(tokenizer: Any, with_template: Any) -> None:
+    stops = (tokenizer.eos_token_id,)
+    assert row(tokenizer, stops, tell=THOUGHT) == "reasoning_dropped"
+    shown = "{% if message['reasoning_content'] %}({{ message['reasoning_content'] | trim }}){% endif %}"
+    with_template(tokenizer.chat_template.replace("{{ message['content'] }}", shown + "{{ message['content'] }}"))
+    found = row(tokenizer, stops, tell=THOUGHT)
+    assert isinstance(found, Encoded) and "(One and one.)" in tokenizer.decode(found.ids)
+
+
+def test_reasoning_of_earlier_turns_may_be_left_out(tokenizer: Any) -> None:
+    ask = [*ASK, *THOUGHT, {"role": "user", "content": "Sure?"}]
+    assert isinstance(row(tokenizer, (tokenizer.eos_token_id,), ask=ask), Encoded)
+
+
+def test_the_config_says_how_many_tokens_a_model_takes(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path)
+    assert most_positions(str(model), None) == 512
 
 
 def test_two_bos_are_refused(tokenizer: Any, with_template: Any) -> None:
@@ -75,7 +114,7 @@ def test_two_bos_are_refused(tokenizer: Any, with_template: Any) -> None:
     stops = (tokenizer.eos_token_id,)
     checks = Checks()
     found = row(tokenizer, stops)
-    assert found is not None
+    assert isinstance(found, Encoded)
     checks.add(found, stops, tokenizer.bos_token_id)
     with pytest.raises(UsageError, match="two BOS"):
         checks.require_trainable(tokenizer, stops, "model", {})
@@ -114,6 +153,9 @@ def test_numbers_of_the_checks() -> None:
         "tokens": 8,
         "trained_tokens": 3,
         "longest": 5,
+        "length_limit": 0,
         "prompt_not_prefix": 0,
+        "reasoning_dropped": 0,
+        "special_token": 0,
         "trained_share": 0.375,
     }

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from pipeline.core.config import LoraTuning, TrainStep
-from pipeline.core.config_base import LocalModel
+from pipeline.core.config import LoraTuning, StudentModel, TrainConfig, TrainStep
+from pipeline.core.config_base import identity
 from pipeline.core.errors import UsageError
+from pipeline.core.record import Message
 from pipeline.stages import train
 from pipeline.student.arguments import Schedule, schedule, sft_arguments
 from pipeline.student.jobs import TrainJob, launch_id
 from pipeline.student.order import count_steps, epoch_ends, training_order
+from pipeline.student.shards import encode_shards
 from tests.support import make_context
+from tests.tiny_models import make_tiny_model
 from tests.training_rows import ROOT, small_config, sum_row, write_dataset
 
 # Where and how often things are written, how processes talk to each other, and where Accelerate's environment decides.
@@ -52,6 +56,11 @@ def test_every_argument_that_shapes_a_result_is_explicit() -> None:
     assert sorted(NOT_SHAPING - known) == [], "TRL has no such argument any more"
 
 
+def test_the_loss_is_averaged_over_the_tokens_of_all_processes() -> None:
+    # Else a process with few tokens would weigh as much as one with many, and two would not train like one.
+    assert arguments()["average_tokens_across_devices"] is True
+
+
 def test_trl_takes_the_arguments_as_they_are(tmp_path: Path) -> None:
     from trl import SFTConfig
 
@@ -68,6 +77,53 @@ def test_a_batch_is_divided_among_processes_and_passes() -> None:
     assert schedule(cfg, steps=100, world_size=2) == Schedule(100, 10, 4, 8)
     with pytest.raises(UsageError, match=r"batch_size 64 is no multiple of micro_batch_size 4 × 3 processes"):
         schedule(cfg, steps=100, world_size=3)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 7}, {"micro_batch_size": 3}, {"processes": 2}])
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_config(changes: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match=r"batch_size \d is no multiple of micro_batch_size \d × processes \d"):
+        TrainConfig.model_validate({"batch_size": 8, "micro_batch_size": 8, **changes})
+
+
+def test_what_training_reads_is_known_before_anything_runs(tmp_path: Path) -> None:
+    cfg = TrainStep(train=small_config(accelerate=tmp_path / "a.yaml"), student=StudentModel(model=str(tmp_path)))
+    assert train.input_files(cfg) == {"train.accelerate": tmp_path / "a.yaml", "student.model": tmp_path}
+    hub = TrainStep(train=small_config(), student=StudentModel(model="org/model", revision="abc"))
+    assert set(train.input_files(hub)) == {"train.accelerate"}
+
+
+def test_the_students_licence_does_not_train_anew() -> None:
+    steps = [
+        TrainStep(train=small_config(), student=StudentModel(model="./x", license=name)) for name in ("MIT", "unknown")
+    ]
+    assert identity(steps[0]) == identity(steps[1])
+
+
+def test_a_row_that_the_student_has_no_positions_for_is_too_long(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "base")  # of 512 positions
+    long = sum_row(2, completion=(Message("assistant", "x" * 600),))
+    data = write_dataset(tmp_path / "dataset", [sum_row(1), long]) / "data"
+    (tmp_path / "work").mkdir()
+    cfg = small_config(max_length=4096)
+    job = TrainJob(cfg, StudentModel(model=str(model)), data, tmp_path / "out", tmp_path / "work", 1, "launch")
+    tokens = encode_shards(job)
+    assert tokens.rejected == {"over_length": 1}
+    assert tokens.checks["length_limit"] == 512
+
+
+def test_rows_that_would_teach_something_else_are_counted(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "base")
+    rows = [
+        sum_row(1),
+        sum_row(2, completion=(Message("assistant", "3</s>"),)),
+        sum_row(3, completion=(Message("assistant", "4", "Three and one."),)),
+    ]
+    data = write_dataset(tmp_path / "dataset", rows) / "data"
+    (tmp_path / "work").mkdir()
+    job = TrainJob(small_config(), StudentModel(model=str(model)), data, tmp_path / "out", tmp_path / "work", 1, "x")
+    tokens = encode_shards(job)
+    assert tokens.rejected == {"reasoning_dropped": 1, "special_token": 1}
+    assert (tokens.checks["rows"], tokens.checks["reasoning_dropped"], tokens.checks["special_token"]) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +170,7 @@ def test_validation_loss_is_taken_where_epochs_end() -> None:
 
 
 def test_the_job_survives_its_file(tmp_path: Path) -> None:
-    student = LocalModel(model="org/model", revision="abc", license="MIT")
+    student = StudentModel(model="org/model", revision="abc", license="MIT")
     cfg = small_config(tuning={"kind": "lora", "target_modules": ["q_proj"]})
     job = TrainJob(cfg, student, tmp_path / "data", tmp_path / "out", tmp_path, 2, "launch")
     job.write(tmp_path / "worker.json")
@@ -132,7 +188,7 @@ def test_processes_of_one_launch_agree_on_its_name() -> None:
 )
 def test_the_launch_starts_as_many_processes_as_asked(file: str, processes: int, multi_gpu: bool) -> None:
     path = ROOT / "configs" / "accelerate" / f"{file}.yaml"
-    cfg = small_config(processes=processes, accelerate=path, threads=3)
+    cfg = small_config(processes=processes, micro_batch_size=4, accelerate=path, threads=3)
     command = train.launch_command(cfg, train.read_accelerate(path), Path("worker.json"))
     assert command[0] == sys.executable
     assert command[command.index("--num_processes") + 1] == str(processes)
@@ -154,7 +210,7 @@ def test_a_missing_accelerate_config(tmp_path: Path) -> None:
 
 def test_no_adapter_on_the_output_layer(tmp_path: Path) -> None:
     tuning = LoraTuning(kind="lora", target_modules=("q_proj", "lm_head"))
-    cfg = TrainStep(train=small_config(tuning=tuning), student=LocalModel(model=str(tmp_path)))
+    cfg = TrainStep(train=small_config(tuning=tuning), student=StudentModel(model=str(tmp_path)))
     dataset = write_dataset(tmp_path / "dataset", [sum_row(1)])
     with pytest.raises(UsageError, match="lm_head cannot have an adapter"):
         train.run(cfg, {"dataset": dataset}, tmp_path / "out", make_context(tmp_path))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.teacher.verdict import Abort, Action, judge, judge_transport, retry_after, snippet
+from pipeline.teacher.verdict import Abort, Action, about_this_row, judge, judge_transport, retry_after, snippet
 from pipeline.teacher.wire import Reply
 
 
@@ -93,6 +93,17 @@ def test_the_table_covers_all_actions():
 )
 def test_a_stop_says_why(status, abort):
     assert judge(status, {}, b"").abort is abort
+
+
+@pytest.mark.parametrize(
+    ("status", "action", "reason"),
+    [(403, REJECT, "forbidden"), (401, ABORT, "status:401"), (404, ABORT, "status:404"), (402, ABORT, "quota")],
+)
+def test_a_403_is_about_the_row_once_others_were_answered(status, action, reason):
+    verdict = about_this_row(judge(status, {}, error("key sk-1")))
+    assert (verdict.action, verdict.reason) == (action, reason)
+    assert (verdict.abort is not None) == (action is ABORT)
+    assert status != 403 or verdict.detail == "", "servers quote keys"
 
 
 @pytest.mark.parametrize(("status", "overload"), [(429, True), (500, True), (503, True), (408, False), (407, False)])

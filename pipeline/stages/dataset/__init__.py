@@ -60,7 +60,7 @@ def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
     rows = inputs["dedup"] / "rows"
     rows_in = count_rows(rows.glob("*.parquet"))
     if rows_in == 0:
-        todo = "see why they left: `rejected` in the manifests of filter and dedup, rejects/ beside them"
+        todo = "see why they left: `rejected` in the manifests of generate, filter and dedup, rejects/ beside them"
         raise UsageError("no row is left for the data set", where=str(rows), todo=todo)
     prompt_sources = read_sources(inputs["prompts"])
     ctx.progress.start(2 * rows_in, "rows")

@@ -25,6 +25,7 @@ class Census:
         license_sets: rows by (teacher, prompt sets it is in, licences).
         reasoning_in: the message columns in which some row has reasoning.
         completion_tokens: sum over the rows that have a count.
+        counted: rows that have one.
         verified: rows by verdict ("right", "not_compared").
     """
 
@@ -35,6 +36,7 @@ class Census:
     license_sets: Counter[tuple[str, tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
     reasoning_in: set[str] = field(default_factory=set)
     completion_tokens: int = 0
+    counted: int = 0
     verified: int = 0
 
     @property
@@ -60,6 +62,7 @@ class Census:
             if name not in self.reasoning_in and _has_reasoning(table[name]):
                 self.reasoning_in.add(name)
         self.completion_tokens += pc.sum(table["completion_tokens"]).as_py() or 0
+        self.counted += pc.count(table["completion_tokens"]).as_py()
         self.verified += pc.sum(table["verified"]).as_py() or 0
 
     def sources(self, prompt_sources: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
@@ -121,5 +124,5 @@ def read_sources(prompts: Path) -> dict[str, dict[str, Json]]:
     try:
         return cast(dict[str, dict[str, Json]], dict(json.loads(path.read_text("utf-8"))))
     except (OSError, ValueError, TypeError) as error:
-        todo = "run `python -m pipeline verify CONFIG`, then run again: it will be rebuilt"
+        todo = "run the pipeline again: it will be rebuilt"
         raise CorruptArtefact(f"unreadable: {error}", where=str(path), todo=todo) from error

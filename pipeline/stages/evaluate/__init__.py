@@ -11,8 +11,15 @@ from pipeline.core.errors import UsageError
 from pipeline.core.lineage import digest_json
 from pipeline.core.record import PROMPT_SCHEMA, Prompt, ShardWriter, rejects_schema, to_table
 from pipeline.core.stage import Context, Json, Result
-from pipeline.stages.evaluate.answers import Answered, answer_three_shot, ask_teacher, examine, write_answers
-from pipeline.stages.evaluate.base import BestWay, choose_way
+from pipeline.stages.evaluate.answers import (
+    Answered,
+    ModelAnswers,
+    answer_three_shot,
+    ask_teacher,
+    examine,
+    write_answers,
+)
+from pipeline.stages.evaluate.base import BestWay, choose_way, read_shown
 from pipeline.stages.evaluate.questions import Questions, read_questions
 from pipeline.text.scoring import Estimate, Scores, accuracy_by_task, score
 
@@ -55,7 +62,7 @@ def run(cfg: EvaluateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     best = choose_way(examined["base"], questions)
     answered = {
         "teacher": examined["teacher"].of("test") if teacher is None else teacher.only(questions.test),
-        "base": best.answered if best.answered is not None else answer_three_shot(cfg, questions, ctx),
+        "base": _base_answers(cfg, best, questions, ctx),
         "student": examined["student"].of("test"),
     }
     right = {name: questions.judge(answered[name].texts) for name in MODELS}
@@ -64,10 +71,16 @@ def run(cfg: EvaluateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     written = write_answers(out / "answers", questions.test, answered, right)
     rejects = _write_rejects(out / "rejects", questions)
     content = digest_json({"evaluation": evaluation, "answers": written, "rejects": rejects})
-    timed = _with_timings(evaluation, {name: found.passes for name, found in examined.items()}, config)
+    timed = _with_timings(evaluation, examined, config)
     (out / "evaluation.json").write_text(json.dumps(timed, indent=2) + "\n", "utf-8")
     n = len(questions.test)
     return Result(n + len(questions.rejected), n, questions.counts(), content, _metrics(evaluation))
+
+
+def _base_answers(cfg: EvaluateStep, best: BestWay, questions: Questions, ctx: Context) -> Answered:
+    if best.answered is not None:
+        return best.answered
+    return read_shown(best.name, answer_three_shot(cfg, questions, ctx))
 
 
 def _write_rejects(folder: Path, questions: Questions) -> str:
@@ -131,11 +144,11 @@ def _ends(estimate: Estimate) -> Json:
 
 
 def _with_timings(
-    evaluation: Mapping[str, Json], passes: Mapping[str, tuple[float, ...]], config: EvaluateConfig
+    evaluation: Mapping[str, Json], examined: Mapping[str, ModelAnswers], config: EvaluateConfig
 ) -> dict[str, Json]:
     timed: dict[str, Json] = {**evaluation}
     for name in MODELS:
-        figures = passes.get(name, ())
+        figures = examined[name].passes if name in examined else ()
         model = evaluation[name]
         assert isinstance(model, dict)
         timed[name] = {
@@ -143,7 +156,12 @@ def _with_timings(
             "answers_per_second": median(figures) if figures else None,
             "answers_per_second_passes": [*figures],
         }
-    timed["speed"] = {"prompts": config.speed_prompts, "batch_size": config.batch_size, "threads": config.threads}
+    timed["speed"] = {
+        "prompts": config.speed_prompts,
+        "batch_size": config.batch_size,
+        "threads": config.threads,
+        "alternating": all(one.alternating for one in examined.values()),
+    }
     return timed
 
 

@@ -1,7 +1,8 @@
 """Getting the answers: from local models in worker processes, from an API through the response store."""
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.core.config import EvaluateStep
 from pipeline.core.config_base import LocalModel
-from pipeline.core.config_teacher import Retry, Sampling, VllmTeacher
+from pipeline.core.config_teacher import Sampling, VllmTeacher
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Prompt, ShardWriter, message_dict
 from pipeline.core.stage import Context
@@ -33,6 +34,7 @@ ANSWERS: Final = pa.schema(
     ]
 )
 CHUNK: Final = 8192
+NEXT_QUESTION: Final = re.compile(r"^\s*Question:", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,10 @@ class Answered:
         """The first line of each answer that is not blank."""
         return replace(self, texts=tuple(first_line(text) for text in self.texts))
 
+    def before_next_question(self) -> "Answered":
+        """Each answer up to where it goes on with a question of its own, as the solved examples taught it to."""
+        return replace(self, texts=tuple(before_next_question(text) for text in self.texts))
+
     def only(self, prompts: Sequence[Prompt]) -> "Answered":
         """The answers to these prompts."""
         at = {one: index for index, one in enumerate(self.ids)}
@@ -66,10 +72,17 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswers:
-    """All that one local model answered, and how fast (answers per second, one figure a warm pass)."""
+    """All that one local model answered, and how fast.
+
+    Attributes:
+        passes: answers per second, one figure a warm pass.
+        alternating: whether the models took turns; False where they do not fit on a GPU together, so that each was
+            measured alone.
+    """
 
     examined: Examined
     passes: tuple[float, ...]
+    alternating: bool = True
 
     def of(self, questions: str) -> Answered:
         """Its answers to a list of questions."""
@@ -80,6 +93,11 @@ class ModelAnswers:
             parameters=self.examined.parameters,
             bytes=self.examined.bytes,
         )
+
+
+def before_next_question(text: str) -> str:
+    """The text up to the next line that begins as the examples of the 3-shot way do, without white space around it."""
+    return NEXT_QUESTION.split(text, maxsplit=1)[0].strip()
 
 
 def first_line(text: str) -> str:
@@ -103,7 +121,7 @@ def ask_teacher(
     asked = Asked.of(cfg.teacher, sampling, 0, DigestCache(ctx.data / "cache" / "digests.json"))
     requests = [asked.request(row.prompt_set, row.prompt_id, 0, row.prompt) for row in prompts]
     ctx.progress.start(len(requests), "answers")
-    answers = list(ask(cfg.teacher, asked, Retry(), requests, ctx))
+    answers = list(ask(cfg.teacher, asked, cfg.retry, requests, ctx))
     ids = tuple((row.prompt_set, row.prompt_id) for row in prompts)
     pairs = zip(ids, answers, strict=True)
     refused = {one: f"no_teacher_answer:{answer.rejected}" for one, answer in pairs if answer.rejected is not None}
@@ -117,30 +135,38 @@ def ask_teacher(
 def examine(cfg: EvaluateStep, student: Path, questions: Questions, ctx: Context) -> dict[str, ModelAnswers]:
     """Let the local models answer: the test prompts all of them, and what its way is chosen by the base.
 
-    Speed is measured on the first `speed_prompts` test prompts, with all models loaded.
+    Speed is measured on the first `speed_prompts` test prompts, with all models loaded; where they do not fit on a
+    GPU together, one after the other.
     """
     exams = local_exams(cfg, student, questions)
     speed = Speed("test", cfg.evaluate.speed_prompts, cfg.evaluate.speed_passes)
     timed = min(speed.limit, len(questions.test)) * (speed.passes + 1) * len(exams)
     ctx.progress.start(sum(len(items) for exam in exams for items in exam.questions.values()) + timed, "answers")
     if cfg.evaluate.engine == "transformers":
-        found = run_answers(job_of(cfg, exams, speed), "answer", ctx)
-        return {name: ModelAnswers(one, one.answers_per_second) for name, one in found.items()}
-    # vLLM does not give back all that an engine held, so each model gets a process, and the measurement another.
-    found = {
-        exam.name: run_answers(job_of(cfg, (exam,), None), f"answer-{exam.name}", ctx)[exam.name] for exam in exams
-    }
-    clocked = run_answers(job_of(cfg, exams, speed, answers=False), "speed", ctx)
-    return {name: ModelAnswers(one, clocked[name].answers_per_second) for name, one in found.items()}
+        found = clocked = run_answers(job_of(cfg, exams, speed), "answer", ctx)
+    else:
+        # vLLM does not give back all that an engine held, so each model gets a process, and the measurement another.
+        found = _each_alone(exams, lambda exam: run_answers(job_of(cfg, (exam,), None), f"answer-{exam.name}", ctx))
+        clocked = run_answers(job_of(cfg, exams, speed, answers=False), "speed", ctx)
+    alternating = any(one.answers_per_second for one in clocked.values())
+    if not alternating:
+        clocked = _each_alone(
+            exams, lambda exam: run_answers(job_of(cfg, (exam,), speed, answers=False), f"speed-{exam.name}", ctx)
+        )
+    return {name: ModelAnswers(one, clocked[name].answers_per_second, alternating) for name, one in found.items()}
+
+
+def _each_alone(exams: Sequence[Exam], run: Callable[[Exam], dict[str, Examined]]) -> dict[str, Examined]:
+    return {exam.name: run(exam)[exam.name] for exam in exams}
 
 
 def answer_three_shot(cfg: EvaluateStep, questions: Questions, ctx: Context) -> Answered:
-    """The base's answers to the test prompts behind the examples: asked for only where that way served it best."""
+    """The base's whole answers to the test prompts behind the examples: asked for only where that served it best."""
     asked = three_shot(questions, questions.test)
     ctx.progress.start(len(asked), "answers")
     exam = exam_of("base", cfg.student, {"test_three_shot": asked})
     found = run_answers(job_of(cfg, (exam,), None), "three-shot", ctx)["base"]
-    return ModelAnswers(found, ()).of("test_three_shot").first_lines()
+    return ModelAnswers(found, ()).of("test_three_shot")
 
 
 def local_exams(cfg: EvaluateStep, student: Path, questions: Questions) -> tuple[Exam, ...]:
@@ -149,20 +175,26 @@ def local_exams(cfg: EvaluateStep, student: Path, questions: Questions) -> tuple
     shown = three_shot(questions, questions.validation)
     teacher = cfg.teacher
     return (
-        *(
-            [exam_of("teacher", teacher, {"test": test}, teacher.tensor_parallel_size)]
-            if isinstance(teacher, VllmTeacher)
-            else []
-        ),
+        *([_teacher_exam(teacher, {"test": test})] if isinstance(teacher, VllmTeacher) else []),
         exam_of("base", cfg.student, {"test": test, "validation": validation, "validation_three_shot": shown}),
         Exam("student", str(student.resolve()), None, {"test": test}),
     )
 
 
-def exam_of(name: str, model: LocalModel, questions: dict[str, tuple[Question, ...]], gpus: int = 1) -> Exam:
+def _teacher_exam(teacher: VllmTeacher, questions: dict[str, tuple[Question, ...]]) -> Exam:
+    """The teacher as it answered where the data was made."""
+    return replace(
+        exam_of("teacher", teacher, questions),
+        tensor_parallel_size=teacher.tensor_parallel_size,
+        quantization=teacher.quantization,
+        max_model_len=teacher.max_model_len,
+    )
+
+
+def exam_of(name: str, model: LocalModel, questions: dict[str, tuple[Question, ...]]) -> Exam:
     """What a model of the config is asked."""
     folder = model.model if model.folder is None else str(model.folder)
-    return Exam(name, folder, model.revision, questions, gpus)
+    return Exam(name, folder, model.revision, questions)
 
 
 def chat(prompts: Sequence[Prompt]) -> tuple[Question, ...]:

@@ -8,9 +8,9 @@ from pipeline.stages.evaluate.answers import Answered, ModelAnswers
 from pipeline.stages.evaluate.questions import Questions, judge
 from pipeline.text.scoring import accuracy
 
-WAYS: Final = ("strict", "first_line", "three_shot")
-"""The whole answer through the chat template; its first line; the first line of what follows three solved examples,
-as raw text. Of equally good ways the first wins."""
+WAYS: Final = ("strict", "first_line", "three_shot", "three_shot_first_line")
+"""The whole answer through the chat template; its first line; what follows three solved examples as raw text, up to
+where the model goes on with a question of its own; the first line of that. Of equally good ways the first wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class BestWay:
     Attributes:
         name: one of `WAYS`.
         accuracies: way -> accuracy on the validation prompts; empty where none has a reference (then: strict).
-        answered: the answers to the test prompts; None where they have to be asked for yet (three_shot).
+        answered: the answers to the test prompts; None where they have to be asked for yet (3-shot), see `read_shown`.
         strict_accuracy: on the test prompts, asked as the student is.
     """
 
@@ -33,15 +33,22 @@ class BestWay:
 def choose_way(base: ModelAnswers, questions: Questions) -> BestWay:
     """Choose by accuracy on the validation prompts; the test prompts have no say."""
     strict = base.of("test")
+    shown = base.of("validation_three_shot")
     ways = {
         "strict": base.of("validation"),
         "first_line": base.of("validation").first_lines(),
-        "three_shot": base.of("validation_three_shot").first_lines(),
+        **{way: read_shown(way, shown) for way in ("three_shot", "three_shot_first_line")},
     }
     accuracies = {name: _accuracy(questions, ways[name].texts) for name in WAYS} if questions.validation else {}
     name = max(WAYS, key=lambda way: accuracies.get(way, 0.0))
     answered = {"strict": strict, "first_line": strict.first_lines()}.get(name)
     return BestWay(name, accuracies, answered, accuracy(questions.judge(strict.texts)))
+
+
+def read_shown(way: str, shown: Answered) -> Answered:
+    """What of the whole answers behind the examples is compared with the references, in either of the 3-shot ways."""
+    answers = shown.before_next_question()
+    return answers.first_lines() if way == "three_shot_first_line" else answers
 
 
 def _accuracy(questions: Questions, texts: Sequence[str]) -> float:

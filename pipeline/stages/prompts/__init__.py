@@ -25,6 +25,8 @@ from pipeline.text.normalise import normalise
 VERSION = 1
 
 MANY_NEAR_TEST = 0.2
+KEPT_FIRST = ("test", "validation", "train")
+"""Of equal prompts the one in the earlier of these splits stays."""
 LISTED_IDS = 10
 
 log = logging.getLogger(__name__)
@@ -53,17 +55,34 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Prompts of a scratch file, in canonical order, with the reason each leaves with so far, or None."""
+    """Prompts of a scratch file, in canonical order.
+
+    Attributes:
+        path: the file.
+        reasons: for each prompt the reason it leaves with so far, or None.
+        also_in: row in the file -> the other sets that hold this prompt, sorted; for prompts that stay.
+    """
 
     path: Path
     reasons: list[str | None]
+    also_in: Mapping[int, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class Equals:
+    """Equal prompts: the one that stays, so far, and the sets that hold them."""
+
+    position: int
+    split: str
+    name: str
+    sets: tuple[str, ...]
 
 
 def run(cfg: PromptsStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
     """Write the prompts sorted by (prompt_set, prompt_id), and `sources.json`.
 
     The sets are read and sorted through scratch files; then duplicates are found and the test prompts indexed; then
-    the rest is compared with them. In memory are 16 bytes and an id a row, and the test prompts' n-grams.
+    the rest is compared with them. In memory are a digest and a name a row, and the test prompts' n-grams.
 
     Raises:
         UsageError: a source, card or template is missing or wrong, an id occurs twice, or a set has no rows.
@@ -73,13 +92,13 @@ def run(cfg: PromptsStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
     tallies = {name: Tally() for name in facts}
     with TemporaryDirectory(dir=ctx.workdir) as scratch:
         prompts = _read_sets(config, facts, Path(scratch), ctx)
-        settled = list(_settle(prompts, Path(scratch), ctx))
+        settled = _settle(prompts, Path(scratch), ctx)
         index = _index_tests(settled, config.near_test)
         ctx.progress.start(sum(len(part.reasons) for part in settled), "rows")
         with RowSink(out, PROMPT_SCHEMA) as sink:
             for part in settled:
                 check_cancelled(ctx)
-                _keep_distance(part, index, sink, tallies)
+                _keep_distance(part, index, sink, tallies, facts)
                 ctx.progress.advance(len(part.reasons), rejected=sum(reason is not None for reason in part.reasons))
     sources = {name: _source_json(config.sets[name], facts[name], tallies[name]) for name in facts}
     (out / "sources.json").write_text(json.dumps(sources, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -141,28 +160,52 @@ def _refuse_equal_ids(prompts: Iterable[Prompt], name: str, prompt_set: PromptSe
         )
 
 
-def _settle(prompts: Iterable[Prompt], scratch: Path, ctx: Context) -> Iterator[Settled]:
+def _settle(prompts: Iterable[Prompt], scratch: Path, ctx: Context) -> list[Settled]:
     """Write the prompts in shards and find the blank ones and the exact duplicates.
 
-    The first of equal prompts stays, wherever the others would have been: so no text is in two splits.
+    Of equal prompts the first in test stays, else the first in validation, else the first: so no text is in two
+    splits, and none that a test group holds is trained.
     """
-    first: dict[bytes, str] = {}
+    equals: dict[bytes, Equals] = {}
+    written: list[tuple[Path, list[Equals | None]]] = []
     for number, chunk in enumerate(chunks(prompts, SHARD_ROWS)):
         check_cancelled(ctx)
         path = scratch / f"settled-{number:05d}.arrow"
         write_prompts(path, chunk)
-        yield Settled(path, [_own_reason(prompt, first) for prompt in chunk])
+        written.append((path, [_enter(prompt, at, equals) for at, prompt in enumerate(chunk, number * SHARD_ROWS)]))
+    return [_settled(path, found, number * SHARD_ROWS) for number, (path, found) in enumerate(written)]
 
 
-def _own_reason(prompt: Prompt, first: dict[bytes, str]) -> str | None:
-    """`empty`, `duplicate_of:<prompt_set>/<prompt_id>` or None; remembers the prompt in `first`."""
+def _enter(prompt: Prompt, position: int, equals: dict[bytes, Equals]) -> Equals | None:
+    """Enter a prompt among its equals and return them; None for a blank prompt."""
     if is_blank(prompt):
-        return "empty"
-    name = f"{prompt.prompt_set}/{prompt.prompt_id}"
+        return None
     same: list[Json] = [[message.role, normalise(message.content)] for message in prompt.prompt]
-    kept = first.setdefault(blake2b(canonical_json(same), digest_size=16).digest(), name)
-    # Identity, because prompts whose ids are made from their text have equal names when they are duplicates.
-    return None if kept is name else f"duplicate_of:{kept}"
+    digest = blake2b(canonical_json(same), digest_size=16).digest()
+    name = f"{prompt.prompt_set}/{prompt.prompt_id}"
+    found = equals.setdefault(digest, Equals(position, prompt.split, name, (prompt.prompt_set,)))
+    if prompt.prompt_set not in found.sets:
+        found.sets = (*found.sets, prompt.prompt_set)
+    if KEPT_FIRST.index(prompt.split) < KEPT_FIRST.index(found.split):
+        found.position, found.split, found.name = position, prompt.split, name
+    return found
+
+
+def _settled(path: Path, entered: Iterable[Equals | None], start: int) -> Settled:
+    """The reasons `empty` and `duplicate_of:<prompt_set>/<prompt_id>` of a shard whose first row is row `start`."""
+    reasons: list[str | None] = []
+    also_in: dict[int, tuple[str, ...]] = {}
+    for row, found in enumerate(entered):
+        if found is None:
+            reasons.append("empty")
+        elif found.position != start + row:
+            reasons.append(f"duplicate_of:{found.name}")
+        else:
+            reasons.append(None)
+            if len(found.sets) > 1:
+                own = found.name.partition("/")[0]
+                also_in[row] = tuple(sorted(set(found.sets) - {own}))
+    return Settled(path, reasons, also_in)
 
 
 def _near_text(prompt: Prompt) -> str:
@@ -180,10 +223,14 @@ def _index_tests(settled: Iterable[Settled], near: NearTest) -> NearIndex:
     return NearIndex(tests, ngram=near.ngram, threshold=near.threshold)
 
 
-def _keep_distance(part: Settled, index: NearIndex, sink: RowSink, tallies: Mapping[str, Tally]) -> None:
+def _keep_distance(
+    part: Settled, index: NearIndex, sink: RowSink, tallies: Mapping[str, Tally], facts: Mapping[str, SourceFacts]
+) -> None:
     """Keep the shard's prompts or reject them, training and validation prompts near a test prompt too."""
     kept, rejected, reasons = [], [], []
-    for prompt, reason in zip(read_prompts(part.path), part.reasons, strict=True):
+    for row, (prompt, reason) in enumerate(zip(read_prompts(part.path), part.reasons, strict=True)):
+        if row in part.also_in:
+            prompt = _join(prompt, part.also_in[row], facts)
         if reason is None and prompt.split != "test" and index.is_near(_near_text(prompt)):
             reason = "near_test"
         tally = tallies[prompt.prompt_set]
@@ -199,11 +246,17 @@ def _keep_distance(part: Settled, index: NearIndex, sink: RowSink, tallies: Mapp
     sink.reject(rejected, reasons)
 
 
+def _join(prompt: Prompt, also_in: tuple[str, ...], facts: Mapping[str, SourceFacts]) -> Prompt:
+    """The prompt under the terms of all sets that hold it."""
+    licenses = {*prompt.license_set, *(facts[name].license for name in also_in)}
+    return replace(prompt, also_in=also_in, license_set=tuple(sorted(licenses)))
+
+
 def _source_json(prompt_set: PromptSet, facts: SourceFacts, tally: Tally) -> Json:
-    """What `sources.json` says about a set. Local folders are left out: they tell of the machine, not of the data."""
+    """What `sources.json` says about a set. Local paths are left out: the same bytes elsewhere are the same data."""
     source = prompt_set.source
     if isinstance(source, FileSource):
-        read: dict[str, Json] = {"kind": source.kind, "file": source.path.name}
+        read: dict[str, Json] = {"kind": source.kind}
     else:
         read = {"kind": "hub", "dataset": source.dataset, "config": source.config, "split": source.split}
     counts: dict[str, Json] = {

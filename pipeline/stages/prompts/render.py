@@ -58,7 +58,8 @@ class Renderer:
             task=task,
             prompt=messages,
             answer=answer,
-            license=self.license,
+            also_in=(),
+            license_set=(self.license,),
         )
 
     def _messages(self, row: SourceRow) -> tuple[Message, ...]:
@@ -154,14 +155,17 @@ def _text_id(messages: Sequence[Message]) -> str:
 
 
 def _optional_text(row: SourceRow, name: str | None) -> str | None:
-    """A column as text; None where it is not configured, null or blank. Numbers are written as JSON writes them."""
+    """A column as text; None where it is not configured, null or blank. Numbers and booleans are written as JSON writes
+    them."""
     if name is None:
         return None
     value = _column(row, name)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        value = "true" if value else "false"
+    elif isinstance(value, int | float):
         value = str(value)
     if value is not None and not isinstance(value, str):
-        what = f"{type(value).__name__} where a text or a number is needed"
+        what = f"{type(value).__name__} where a text, a number or a boolean is needed"
         raise UsageError(what, where=f"{row.place}, column {name!r}", todo="name a text column in `columns`")
     return None if value is None or value.strip() == "" else replace_surrogates(value)
 

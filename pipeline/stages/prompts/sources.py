@@ -162,8 +162,15 @@ def _read_hub(source: HubSource) -> Iterator[SourceRow]:
     name = source.dataset if source.config is None else f"{source.dataset} ({source.config})"
     where = f"data set {name}, split {source.split}, revision {source.revision}"
     if find_spec("datasets") is None:
-        todo = "install it: pip install 'distill-pipeline[train]'"
+        todo = "install it: pip install -e '.[train]'"
         raise UsageError("hub data sets need the package `datasets`", where=where, todo=todo)
+    if Path(source.dataset).exists():
+        todo = "run in another folder, or read the local one with kind jsonl, csv or parquet"
+        raise UsageError("the current folder holds something of this name, which would be read", where=where, todo=todo)
+    return _load_hub(source, where)
+
+
+def _load_hub(source: HubSource, where: str) -> Iterator[SourceRow]:
     import datasets  # heavy, and needed for hub sources only
 
     todo = "check the id, config, split and revision, and that the hub can be reached"

@@ -56,5 +56,5 @@ class Artefacts:
         try:
             return json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            todo = "run `python -m pipeline verify CONFIG`, then run again: it will be rebuilt"
+            todo = "run the pipeline again: it will be rebuilt"
             raise CorruptArtefact(f"unreadable {name}: {error}", where=str(path), todo=todo) from error
