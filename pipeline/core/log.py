@@ -153,7 +153,8 @@ class _Counts:
         return ", ".join(words)
 
     def remaining(self) -> str:
-        if not self.done or self.total <= self.done:
+        """How long the rest takes at this rate; nothing before a hundredth is done, since starting up is no rate."""
+        if self.done * 100 < self.total or not self.done or self.total <= self.done:
             return ""
         seconds = (self._now() - self.began) / self.done * (self.total - self.done)
         return f", about {seconds / 60:.1f} min left" if seconds >= 60 else f", about {seconds:.0f} s left"

@@ -1,6 +1,6 @@
 """Measure a model on the quickstart prompts: share of answers equal to the reference, by task.
 
-python data/models/recipes/accuracy.py data/models/tiny-teacher --split validation
+PYTHONPATH=. python data/models/recipes/accuracy.py data/models/tiny-teacher --split validation
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Write the quickstart prompt set: questions with their answers, every split in one file.
 
-    python data/models/recipes/make_prompts.py
+    PYTHONPATH=. python data/models/recipes/make_prompts.py
 
 The pipeline assigns the splits itself, by hashing `group_id`; here they only decide how many prompts of each are made.
 """

@@ -129,7 +129,7 @@ class RawText:
     def document(self, terse: float) -> str:
         """Two to six lines on one or several tasks.
 
-        A document never ends right after one answer by rule, so the base does not learn to stop after an answer.
+        Several lines to a document, so that the base does not learn to stop after the first answer.
 
         Args:
             terse: share of lines in the shortest form; high at the start of training, where it teaches the facts.

@@ -1,6 +1,6 @@
 """Train the tiny base student from scratch on plain text about the facts of the train split.
 
-    python data/models/recipes/train_base.py
+    PYTHONPATH=. python data/models/recipes/train_base.py
 
 It never sees a chat, a question of the prompt set, or a fact of another split.
 """

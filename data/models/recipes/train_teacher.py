@@ -1,6 +1,6 @@
 """Train the tiny teacher from scratch on the facts of the train split.
 
-    python data/models/recipes/train_teacher.py
+    PYTHONPATH=. python data/models/recipes/train_teacher.py
 
 About half an hour on one thread. Every question is drawn anew, so the teacher sees far more wordings than the prompt
 set holds, but only facts of the train split.
