@@ -1,6 +1,7 @@
 """Stage `filter`: bad completions leave, each with the first reason that applies."""
 
 import functools
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pipeline.core.stage import Context, Result, check_cancelled
 from pipeline.text.conversation import completion_texts
 from pipeline.text.rules import is_refusal, length_reason, refusal_phrases, repeats_itself
 from pipeline.text.verifiers import VERIFIERS
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -45,6 +48,8 @@ def run(cfg: FilterStep, inputs: Mapping[str, Path], out: Path, ctx: Context) ->
             verified.update(_verdict_names(judged.table))
             leaving = sum(reason is not None for reason in judged.reasons)
             ctx.progress.advance(judged.table.num_rows, rejected=leaving)
+    if cfg.filter.verifier != "none" and verified["right"] + verified["wrong"] == 0:
+        logger.warning("the verifier compared nothing: no row has a reference answer (prompts.sets.*.columns.answer)")
     return sink.result(rows_in, {"verified": {name: verified[name] for name in ("right", "wrong", "not_compared")}})
 
 

@@ -192,6 +192,9 @@ class Client:
         elif verdict.overload:
             endpoint.limit.overloaded(window)
         else:
+            if endpoint.limit.silent_s == 0.0:  # the first failure since an answer, not each of hundreds
+                what, budget = f"{verdict.reason}: {verdict.detail}", self.retry.budget_s
+                log.warning("%s does not answer (%s); trying again for up to %g s", endpoint.url, what, budget)
             endpoint.limit.failed()
         if verdict.retry_after is not None:
             endpoint.limit.pause(min(verdict.retry_after, self.retry.budget_s))  # for all rows, not only this one

@@ -384,12 +384,13 @@ def test_rows_that_run_out_of_time_stay_pending_and_are_asked_next_time(tmp_path
     assert sorted(later.prompts) == ["a", "b"]
 
 
-def test_a_server_that_is_down_ends_the_run_when_the_budget_is_used_up(tmp_path):
+def test_a_server_that_is_down_is_said_once_and_ends_the_run_when_the_budget_is_used_up(tmp_path, caplog):
     with ScriptedServer(echo) as server:
         asking = Asking(tmp_path, server)
     short = Retry(budget_s=0.5, first_wait_s=0.01, max_wait_s=0.05, timeout_s=5)
     with pytest.raises(Incomplete, match="connection"):
         asking.ask([f"p{i}" for i in range(3000)], short)
+    assert caplog.text.count("does not answer") == 1
 
 
 def test_overload_lowers_the_number_of_requests_in_flight(tmp_path):

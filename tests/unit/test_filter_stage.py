@@ -47,6 +47,16 @@ def test_each_reason(tmp_path: Path, row: Record, reason: str) -> None:
     assert result.rejected == {reason: 1}
 
 
+def test_a_verifier_that_compares_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "without").mkdir()
+    run(tmp_path / "without", [said("it is 5", answer=None)], verifier="numeric")
+    assert "compared nothing" in caplog.text
+    caplog.clear()
+    (tmp_path / "with").mkdir()
+    run(tmp_path / "with", [said("it is 5", answer="5")], verifier="numeric")
+    assert "compared nothing" not in caplog.text
+
+
 def test_kept_rows_keep_their_order_and_are_counted(tmp_path: Path) -> None:
     rows = [said(text, row_id=f"{number:032x}") for number, text in enumerate(["a", "", "b", "c", "", "d", "e"])]
     result, kept, _ = run(tmp_path, rows)
