@@ -145,17 +145,17 @@ def plan_command(
     planned = runner.plan(_open(call, config, data, overrides, verbose))
     if as_json:
         rows = [{"step": p.step.name, "state": p.state, "key": p.key, "reasons": list(p.reasons)} for p in planned]
-        print(json.dumps(rows, indent=2))
+        _say(json.dumps(rows, indent=2))
         return
     for each in planned:
         reasons = "; ".join(each.reasons)
-        print(safe_text(f"{each.step.name:10} {each.state:8} {reasons}".rstrip()))
+        _say(safe_text(f"{each.step.name:10} {each.state:8} {reasons}".rstrip()))
 
 
 @commands.command("schema")
 def schema_command() -> None:
     """Print the JSON schema of the config."""
-    print(json.dumps(RunConfig.model_json_schema(), indent=2, sort_keys=True))
+    _say(json.dumps(RunConfig.model_json_schema(), indent=2, sort_keys=True))
 
 
 def _add_stage_command(name: str) -> None:
@@ -190,6 +190,14 @@ for _name in runner.step_names():
 # ---------------------------------------------------------------------------------------------------- printing
 
 
+def _say(text: str) -> None:
+    """Print a result; a reader that has gone away (`| head -1`) is no error, the work is done."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _print_outcomes(session: runner.Session, outcomes: Sequence[runner.Outcome], as_json: bool) -> None:
     by_name = {outcome.step.name: outcome for outcome in outcomes}
     evaluation = _read_evaluation(by_name["evaluate"]) if "evaluate" in by_name else None
@@ -197,17 +205,17 @@ def _print_outcomes(session: runner.Session, outcomes: Sequence[runner.Outcome],
     if as_json:
         rows = [_outcome_json(session, outcome) for outcome in outcomes]
         summary = {"run": session.loaded.run_name, "steps": rows, "evaluation": evaluation}
-        print(json.dumps(summary | {"report": str(report) if report is not None else None}, indent=2))
+        _say(json.dumps(summary | {"report": str(report) if report is not None else None}, indent=2))
         return
     for outcome in outcomes:
         manifest = outcome.artefact.manifest
         done = "done" if outcome.ran else "cached"
-        print(f"{outcome.step.name:10} {done:7} {manifest.rows_in:>9,} in {manifest.rows_out:>9,} out   "
+        _say(f"{outcome.step.name:10} {done:7} {manifest.rows_in:>9,} in {manifest.rows_out:>9,} out   "
               f"{session.folder / outcome.step.name}")  # fmt: skip
     if evaluation is not None:
-        print(_evaluation_table(evaluation))
+        _say(_evaluation_table(evaluation))
     if report is not None:
-        print(f"report: {report}")
+        _say(f"report: {report}")
 
 
 def _outcome_json(session: runner.Session, outcome: runner.Outcome) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,14 @@ class TestSecrets:
         assert "EXAMPLE_KEY" not in os.environ
         write_project(project, **API)
         assert cli.main(["plan", "run.yaml"]) == 0
+
+
+def test_a_reader_that_goes_away_is_no_error(project: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "schema"]
+    with subprocess.Popen(
+        command, cwd=project, env=cli_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
