@@ -176,7 +176,7 @@ def _add_stage_command(name: str) -> None:
     ) -> None:
         session = _open(call, config, data, overrides, verbose)
         with call.caught(session.cancel):
-            if name == "train" and os.environ.get("RANK", "0") != "0":
+            if name == "train" and not runner.leads_launch():
                 runner.follow_training(session)
                 return
             outcome = runner.run_one(session, name, force=force)

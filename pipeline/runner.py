@@ -271,6 +271,13 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
     return outcome
 
 
+def leads_launch() -> bool:
+    """Whether this process is the only one of its launch, or the first."""
+    from pipeline.student.worker import is_first_process  # only `train` needs it
+
+    return is_first_process()
+
+
 def follow_training(session: Session) -> None:
     """Take part in the training that the first process of this launch leads; holds no lock and commits nothing.
 

@@ -94,7 +94,7 @@ class Store:
             _sync_tree(staged)
             complete = replace(manifest, files=_describe_files(staged))
             _write_synced(staged / MANIFEST, complete.to_json())
-            _sync_folder(staged)
+            sync_folder(staged)
             verify(Artefact(staged, complete))
             final.parent.mkdir(parents=True, exist_ok=True)
             return self._publish(staged, final, complete, replace_other_content)
@@ -119,8 +119,8 @@ class Store:
                 raise
             logger.info("%s %s was committed by another process first", manifest.stage, manifest.key[:12])
             return adopted
-        _sync_folder(final.parent)
-        _sync_folder(self.root)  # the stage's own folder may be new
+        sync_folder(final.parent)
+        sync_folder(self.root)  # the stage's own folder may be new
         return Artefact(final, manifest)
 
     def quarantine(self, stage: str, key: str, why: str) -> Path:
@@ -182,10 +182,11 @@ def _sync_tree(folder: Path) -> None:
             os.fsync(file.fileno())
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
-            _sync_folder(path)
+            sync_folder(path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries (a rename, a new file) survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -201,6 +202,6 @@ def write_by_rename(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         _write_synced(temporary, text)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import CorruptArtefact, Incomplete, boundary
+from pipeline.core.store import sync_folder
 from pipeline.teacher.segment import (
     Attempt,
     DeadSegment,
@@ -259,16 +260,8 @@ def _write_folded(folder: Path, schema: pa.Schema, rows: Iterable[Sequence[objec
         sink.seek(0)
         digest = hashlib.file_digest(sink, "sha256").hexdigest()
         temporary.replace(folder / f"{digest}.parquet")
-    _sync_folder(folder)
+    sync_folder(folder)
     return count
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _answer_row(stored: Stored) -> tuple[object, ...]:
