@@ -163,11 +163,12 @@ import sys
 from pathlib import Path
 
 import pipeline.stages
-from pipeline import cli, runner
+from pipeline import cli
 from pipeline.core.config import FilterStep
+from pipeline.runner import steps
 
 pipeline.stages.__path__.append(str(Path(__file__).parent))
-runner.STAGES = (runner.StageSpec("probe", (), lambda run: FilterStep(filter=run.filter)),)
+steps.STAGES = (steps.StageSpec("probe", (), lambda run: FilterStep(filter=run.filter)),)
 sys.exit(cli.main())
 """
 

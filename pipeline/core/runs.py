@@ -4,8 +4,8 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypedDict, cast
 
@@ -13,6 +13,12 @@ from pipeline.core.errors import Incomplete, RunLocked, UsageError
 from pipeline.core.log import EventLog
 from pipeline.core.stage import Json
 from pipeline.core.store import Artefact, write_by_rename
+
+DATA_LOCK = ".in-use"
+"""Shared by everything that works in a data folder, held alone by what removes from it."""
+
+WORK = ".work"
+"""Folder in a run's folder with links to the work that it has begun and not finished."""
 
 
 class LockEntry(TypedDict):
@@ -44,38 +50,52 @@ def hold_run(folder: Path, secrets: tuple[str, ...]) -> Iterator[EventLog]:
 
 
 @contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file for this process; it says who holds it and is removed at the end.
+def hold_lock(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold a lock file for this process; it says who holds it and is removed at the end. The lock of a process that
+    died is free: the system lets it go, whatever the file still says.
+
+    Args:
+        wait: called with the holder's name for as long as another process holds it; None: do not wait.
 
     Raises:
-        RunLocked: another process holds it.
+        RunLocked: another process holds it, and `wait` is None.
         Incomplete: its folder cannot be written, or the file system knows no locks.
     """
-    try:
+    with _unlockable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _take_lock(path)
+        file = _take_lock(path, wait)
+    with file:
+        try:
+            with _unlockable(path):
+                file.truncate(0)
+                file.write(f"pid {os.getpid()} on {platform.node()}\n")
+                file.flush()
+            yield
+        finally:
+            with suppress(OSError):  # what remains is a file that nobody holds
+                path.unlink()
+
+
+@contextmanager
+def _unlockable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         where = str(error.filename or path)
         raise Incomplete(f"cannot lock: {error.strerror}", where=where, todo="choose another --data folder") from error
-    with file:
-        try:
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {platform.node()}\n")
-            file.flush()
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
-def _take_lock(path: Path) -> IO[str]:
+def _take_lock(path: Path, wait: Callable[[str], None] | None) -> IO[str]:
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             with file:
-                file.seek(0)
-                holder = file.read().strip() or "a process that has not said its name yet"
+                holder = _holder(file)
+            if wait is not None:
+                wait(holder)
+                continue
             todo = "wait for it to end, or end it; nothing was written"
             raise RunLocked(f"held by {holder}", where=str(path), todo=todo) from error
         except OSError:
@@ -86,13 +106,90 @@ def _take_lock(path: Path) -> IO[str]:
         file.close()  # its last holder removed it between our opening and our locking it
 
 
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip() or "a process that has not said its name yet"
+
+
+def lock_holder(path: Path) -> str | None:
+    """Who holds a lock file, for people ("pid 12 on host"); None if nobody does. Holds nothing and makes nothing."""
+    try:
+        with path.open("r", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder(file)
+    except FileNotFoundError:
+        return None
+    return None
+
+
+@contextmanager
+def share_data(data: Path) -> Iterator[None]:
+    """Keep everybody from removing anything from the data folder; any number of processes may share it.
+
+    Raises:
+        RunLocked: a process has it for itself (see `own_data`).
+        Incomplete: the folder cannot be written, or the file system knows no locks.
+    """
+    with _data_lock(data, fcntl.LOCK_SH, "artefacts are being removed from this folder"):
+        yield
+
+
+@contextmanager
+def own_data(data: Path) -> Iterator[None]:
+    """Have the data folder alone, to remove things from it.
+
+    Raises:
+        RunLocked: a run is going on in it.
+        Incomplete: the folder cannot be written, or the file system knows no locks.
+    """
+    with _data_lock(data, fcntl.LOCK_EX, "a run is going on in this folder"):
+        yield
+
+
+@contextmanager
+def _data_lock(data: Path, kind: int, refusal: str) -> Iterator[None]:
+    path = data / DATA_LOCK
+    with _unlockable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        try:
+            with _unlockable(path):
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except Incomplete as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise RunLocked(refusal, where=str(path), todo="wait for it to end; nothing was written") from error
+            raise
+        yield
+
+
+def link_work(folder: Path, step: str, workdir: Path) -> None:
+    """Note in the run's folder that it has unfinished work on a step, so that `gc` keeps it."""
+    (folder / WORK).mkdir(exist_ok=True)
+    _link(folder / WORK, step, workdir)
+
+
+def unlink_work(folder: Path, step: str) -> None:
+    """The step's work is finished."""
+    (folder / WORK / step).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: another step's work is not finished
+        (folder / WORK).rmdir()
+
+
 def link_artefact(folder: Path, step: str, artefact: Artefact) -> None:
     """Make `<folder>/<step>` a relative link to the artefact, so that people find it without knowing a key."""
-    link = folder / step
-    target = os.path.relpath(artefact.path, folder)
+    _link(folder, step, artefact.path)
+
+
+def _link(folder: Path, name: str, path: Path) -> None:
+    """Make or replace a relative link by one rename."""
+    link = folder / name
+    target = os.path.relpath(path, folder)
     if link.is_symlink() and link.readlink() == Path(target):
         return
-    temporary = folder / f".{step}.{os.getpid()}"
+    temporary = folder / f".{name}.{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)

@@ -1,11 +1,12 @@
 """Artefacts on disk: written aside, synced, verified, and made visible by one rename; never changed afterwards."""
 
+import fcntl
 import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from pipeline.core.lineage import Manifest, file_sha256
 from pipeline.core.stage import Json
 
 MANIFEST = "manifest.json"
+STAGING = ".staging"
+QUARANTINE = ".quarantine"
+REBUILD = "run the pipeline again: it will be rebuilt"
 logger = logging.getLogger(__name__)
 
 
@@ -45,14 +49,25 @@ class Store:
         Raises:
             CorruptArtefact: a file is missing, extra or different. The artefact is left for `quarantine`.
         """
+        artefact = self.glance(stage, key)
+        if artefact is not None:
+            verify(artefact)
+        return artefact
+
+    def glance(self, stage: str, key: str) -> Artefact | None:
+        """The artefact of a key with its files' names and sizes compared, their contents not; None if there is none.
+
+        Raises:
+            CorruptArtefact: a file is missing, extra or of another size.
+        """
         folder = self.path_of(stage, key)
         if not folder.exists():
             return None
         artefact = Artefact(folder, Manifest.read(self._manifest(folder)))
         if (artefact.manifest.stage, artefact.manifest.key) != (stage, key):
             what = f"the manifest is of {artefact.manifest.stage} {artefact.manifest.key[:12]}"
-            raise CorruptArtefact(what, where=str(folder), todo="run again: it will be rebuilt")
-        verify(artefact)
+            raise CorruptArtefact(what, where=str(folder), todo=REBUILD)
+        _check_names(artefact)
         return artefact
 
     def find_sound(self, stage: str, key: str) -> Artefact | None:
@@ -67,17 +82,34 @@ class Store:
     def _manifest(self, folder: Path) -> Path:
         path = folder / MANIFEST
         if not path.is_file():
-            raise CorruptArtefact("the manifest is missing", where=str(folder), todo="run again: it will be rebuilt")
+            raise CorruptArtefact("the manifest is missing", where=str(folder), todo=REBUILD)
         return path
 
     @contextmanager
     def staging(self, stage: str) -> Iterator[Path]:
-        """An empty folder to write into; whatever is still there at the end of the block is removed."""
-        folder = self.root / ".staging" / f"{stage}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        folder.mkdir(parents=True)
-        try:
+        """An empty folder to write into, locked while the block lasts; what is still there at its end is removed."""
+        root = self.root / STAGING
+        folder = root / f"{stage}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        root.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            with _locked_folder(root, fcntl.LOCK_SH):  # or `leftovers` could see it before it is locked
+                folder.mkdir()
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                stack.enter_context(_locked_folder(folder, fcntl.LOCK_SH))
             yield folder
-        finally:
+
+    def leftovers(self) -> list[Path]:
+        """Staging folders whose process is gone, sorted."""
+        root = self.root / STAGING
+        if not root.is_dir():
+            return []
+        with _locked_folder(root, fcntl.LOCK_EX):
+            return sorted(path for path in root.iterdir() if _is_abandoned(path))
+
+    def sweep(self) -> None:
+        """Remove the staging folders of processes that were killed."""
+        for folder in self.leftovers():
+            logger.info("removing what a killed process left: %s", folder.name)
             shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, staged: Path, manifest: Manifest, *, replace_other_content: bool = False) -> Artefact:
@@ -125,7 +157,7 @@ class Store:
 
     def quarantine(self, stage: str, key: str, why: str) -> Path:
         """Move an artefact out of the way, so that it is never used again but can be looked at."""
-        target = self.root / ".quarantine" / f"{stage}-{key[:16]}-{why}-{uuid.uuid4().hex[:8]}"
+        target = self.root / QUARANTINE / f"{stage}-{key[:16]}-{why}-{uuid.uuid4().hex[:8]}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another process was faster
             self.path_of(stage, key).rename(target)
@@ -145,17 +177,52 @@ def verify(artefact: Artefact) -> None:
     Raises:
         CorruptArtefact: a file is missing, extra or different.
     """
-    todo = "run the pipeline again: it will be rebuilt"
-    present = {path.relative_to(artefact.path).as_posix() for path in _files(artefact.path)} - {MANIFEST}
-    if present != set(artefact.manifest.files):
-        odd = sorted(present ^ set(artefact.manifest.files))
-        raise CorruptArtefact(
-            f"files differ from the manifest: {', '.join(odd[:5])}", where=str(artefact.path), todo=todo
-        )
+    _check_names(artefact)
     for name, facts in artefact.manifest.files.items():
         path = artefact.path / name
         if file_sha256(path) != facts["sha256"]:
-            raise CorruptArtefact("the file's sha256 differs from the manifest", where=str(path), todo=todo)
+            raise CorruptArtefact("the file's sha256 differs from the manifest", where=str(path), todo=REBUILD)
+
+
+def _check_names(artefact: Artefact) -> None:
+    """Compare the files' names and sizes with the manifest.
+
+    Raises:
+        CorruptArtefact: a file is missing, extra or of another size.
+    """
+    known = artefact.manifest.files
+    sizes = {path.relative_to(artefact.path).as_posix(): path.stat().st_size for path in _files(artefact.path)}
+    sizes.pop(MANIFEST, None)
+    if sizes.keys() != known.keys():
+        odd = ", ".join(sorted(sizes.keys() ^ known.keys())[:5])
+        raise CorruptArtefact(f"files differ from the manifest: {odd}", where=str(artefact.path), todo=REBUILD)
+    for name, facts in known.items():
+        if sizes[name] != facts["bytes"]:
+            what = f"the file has {sizes[name]:,} bytes, not the {facts['bytes']:,} of the manifest"
+            raise CorruptArtefact(what, where=str(artefact.path / name), todo=REBUILD)
+
+
+@contextmanager
+def _locked_folder(folder: Path, kind: int) -> Iterator[None]:
+    """Hold a lock on a folder for the block.
+
+    Raises:
+        OSError: the file system knows no locks, or (`LOCK_NB`) another process holds one.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, kind)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_abandoned(staging: Path) -> bool:
+    try:
+        with _locked_folder(staging, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return True
+    except OSError:  # held by a living process, or gone
+        return False
 
 
 def _files(folder: Path) -> Iterator[Path]:

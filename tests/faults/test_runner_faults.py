@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import runner
 from pipeline.core.errors import Incomplete, LostRows
 from pipeline.core.load import load_config
 from pipeline.core.store import MANIFEST
+from pipeline.runner.run import run_all
+from pipeline.runner.session import open_session
 from tests.support import cli_env, probe_command, read_events, wait_for, write_project
 
 
@@ -100,18 +101,67 @@ class TestHolding:
             first.communicate()
         assert probe(project, WAIT).returncode == 0
 
-    def test_a_run_of_another_name_does_not_work_on_the_same_step_meanwhile(self, project: Path) -> None:
+    def test_a_run_of_another_name_waits_for_the_same_step_and_takes_its_result(self, project: Path) -> None:
         first = start_probe(project, WAIT)
-        try:
-            second = probe(project, "return result", "run", "run.yaml", "--set", "report.sample_rows=1")
-            assert second.returncode == 6
-            assert f"held by pid {first.pid} on {platform.node()}" in second.stderr
-        finally:
-            Path("go").touch()
-            assert first.wait(60) == 0
-            first.communicate()
-        cached = probe(project, WAIT, "run", "run.yaml", "--set", "report.sample_rows=1", "--json")
-        assert [step["ran"] for step in json.loads(cached.stdout)["steps"]] == [False]
+        second = subprocess.Popen(
+            probe_command(project, WAIT, "run", "run.yaml", "--set", "report.sample_rows=1", "--json"),
+            env=cli_env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stderr is not None
+        said = ""
+        while "waiting for" not in said:
+            said = second.stderr.readline()
+            assert said, "the second process ended without waiting"
+        assert f"waiting for pid {first.pid} on {platform.node()}, which makes the same step" in said
+        Path("go").touch()
+        assert first.wait(60) == 0
+        first.communicate()
+        stdout, _ = second.communicate(timeout=60)
+        assert [step["ran"] for step in json.loads(stdout)["steps"]] == [False]
+
+    def test_who_waits_for_a_step_can_be_interrupted(self, project: Path) -> None:
+        first = start_probe(project, WAIT)
+        second = subprocess.Popen(
+            probe_command(project, WAIT, "run", "run.yaml", "--set", "report.sample_rows=1"),
+            env=cli_env(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stderr is not None
+        while "waiting for" not in second.stderr.readline():
+            pass
+        second.send_signal(signal.SIGINT)
+        _, stderr = second.communicate(timeout=60)
+        assert second.returncode == 130
+        assert "resume with: python -m pipeline run run.yaml --data data --set report.sample_rows=1" in stderr
+        Path("go").touch()
+        assert first.wait(60) == 0
+        first.communicate()
+
+    def test_three_processes_that_race_for_one_key_make_one_artefact(self, project: Path) -> None:
+        body = """
+            ctx.events.emit("made")
+            (out / "row").write_text("x", "utf-8")
+            time.sleep(0.3)
+            return result
+        """
+        racers = [
+            subprocess.Popen(
+                probe_command(project, body, "run", "run.yaml", "--set", f"report.sample_rows={number}"),
+                env=cli_env(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for number in range(3)
+        ]
+        for racer in racers:
+            racer.communicate(timeout=60)
+        assert [racer.returncode for racer in racers] == [0, 0, 0]
+        assert len([*Path("data/store/probe").iterdir()]) == 1
+        assert sum(event["event"] == "made" for event in every_event()) == 1
 
     def test_a_killed_process_holds_nothing(self, project: Path) -> None:
         first = start_probe(project, WAIT)
@@ -169,9 +219,9 @@ class TestFailures:
 
     def test_a_data_folder_that_cannot_be_made_is_named(self, project: Path) -> None:
         (project / "taken").write_text("a file", "utf-8")
-        blocked = runner.open_session(load_config(Path("run.yaml")), Path("taken"), quiet=True)
+        blocked = open_session(load_config(Path("run.yaml")), Path("taken"), quiet=True)
         with pytest.raises(Incomplete, match="cannot lock") as caught:
-            runner.run_all(blocked, "prompts")
+            run_all(blocked, "prompts")
         assert "taken" in caught.value.where
 
     def test_the_resume_command_can_be_typed(self, project: Path) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli, runner
+from pipeline import cli
+from pipeline.cli import show
 from pipeline.core.config import RunConfig
+from pipeline.runner.steps import step_names
 from tests.support import cli_env, probe_command, read_events, run_cli, wait_for, write_project
 
 SECRET = "sk-CANARY-0123456789abcdef"
@@ -52,16 +54,16 @@ class TestHelp:
         assert cli.main(["--help"]) == 0
         listed = capsys.readouterr().out.split("Commands:")[1].splitlines()
         names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
-        assert [name for name in names if name in runner.step_names()] == [*runner.step_names()]
+        assert [name for name in names if name in step_names()] == [*step_names()]
         assert {"run", "plan", "schema"} <= set(names)
 
-    @pytest.mark.parametrize("name", ["run", "plan", "schema", *runner.step_names()])
+    @pytest.mark.parametrize("name", ["run", "plan", *step_names(), "status", "schema"])
     def test_every_command_explains_itself(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main([name, "--help"]) == 0
         assert f"python -m pipeline {name}" in capsys.readouterr().out
 
     def test_a_command_exists_exactly_when_it_works(self) -> None:
-        assert set(cli.commands.commands) == {"run", "plan", "schema", *runner.step_names()}
+        assert set(cli.commands.commands) == {"run", "plan", *step_names(), "status", "schema"}
 
 
 class TestUsage:
@@ -138,7 +140,7 @@ class TestResults:
     def test_plan_has_a_json_form_too(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["plan", "run.yaml", "--json"]) == 0
         rows = json.loads(capsys.readouterr().out)
-        assert [row["step"] for row in rows] == [*runner.step_names()]
+        assert [row["step"] for row in rows] == [*step_names()]
         assert rows[0]["state"] == "run"
         assert rows[0]["reasons"] == ["never ran"]
 
@@ -166,7 +168,7 @@ def model(accuracy: float, parameters: int | None, speed: float | None) -> dict[
 
 class TestEvaluationTable:
     def test_what_an_api_does_not_tell_is_a_dash(self) -> None:
-        table = cli._evaluation_table(
+        table = show._evaluation_table(
             {
                 "teacher": model(0.95, None, None),
                 "base": model(0.0, 1_000_000, 100.0),
@@ -187,7 +189,7 @@ class TestEvaluationTable:
 
     def test_a_quotient_that_is_not_defined_is_said_to_be_so(self) -> None:
         scores = {name: model(0.0, 1, 1.0) for name in ("teacher", "base", "student")}
-        table = cli._evaluation_table({**scores, "retained": None, "gap_closed": None, "n": 10})
+        table = show._evaluation_table({**scores, "retained": None, "gap_closed": None, "n": 10})
         assert "retained: not defined, gap closed: not defined" in table
 
 

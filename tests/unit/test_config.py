@@ -10,11 +10,11 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline import runner
 from pipeline.core.config import FilterConfig, RunConfig, TrainStep
 from pipeline.core.config_base import BYTES_OR_NAME, OPERATIONAL, ConfigModel, LocalModel, identity
 from pipeline.core.config_teacher import GenerateConfig, VllmTeacher
 from pipeline.core.load import load_config
+from pipeline.runner.steps import STAGES
 from tests.support import minimal_config
 
 MARKS = (OPERATIONAL, BYTES_OR_NAME)
@@ -167,25 +167,25 @@ class TestWhatEachStageIsGiven:
     }
 
     def test_the_stages_are_these_in_the_order_in_which_data_flows(self) -> None:
-        assert [spec.kind for spec in runner.STAGES] == [*self.SECTIONS]
+        assert [spec.kind for spec in STAGES] == [*self.SECTIONS]
 
     def test_no_stage_reads_one_that_comes_later(self) -> None:
         seen: set[str] = set()
-        for spec in runner.STAGES:
+        for spec in STAGES:
             assert set(spec.after) <= seen
             seen.add(spec.kind)
 
     @pytest.mark.parametrize("kind", list(SECTIONS))
     def test_each_is_given_its_sections(self, kind: str) -> None:
         run = RunConfig.model_validate(minimal_config())
-        spec = next(spec for spec in runner.STAGES if spec.kind == kind)
+        spec = next(spec for spec in STAGES if spec.kind == kind)
         assert set(type(spec.config(run)).model_fields) == self.SECTIONS[kind]
 
     def test_the_teacher_is_the_one_that_generate_names(self) -> None:
         teachers = {name: {"kind": "vllm", "model": f"./{name}"} for name in ("one", "two")}
         run = RunConfig.model_validate(minimal_config(teachers=teachers, generate={"teacher": "two"}))
         for kind in ("generate", "evaluate"):
-            step = next(spec for spec in runner.STAGES if spec.kind == kind).config(run)
+            step = next(spec for spec in STAGES if spec.kind == kind).config(run)
             teacher = step.teacher  # type: ignore[attr-defined]
             assert isinstance(teacher, VllmTeacher)
             assert teacher.model == "./two"
@@ -210,14 +210,15 @@ def config_files(root: Path) -> list[Path]:
 class TestShippedConfigs:
     def test_all_are_found(self, root: Path) -> None:
         files = config_files(root)
-        assert len(files) >= 4, f"found {[path.name for path in files]}"
+        assert len(files) >= 6, f"found {[path.name for path in files]}"
 
     def test_all_are_valid_and_say_how_to_run_them(self, root: Path) -> None:
         for path in config_files(root):
             load_config(path)
             first = path.read_text("utf-8").splitlines()[0]
             command = f"python -m pipeline run {path.relative_to(root).as_posix()}"
-            assert first.startswith("# ") and first.endswith(command), f"line 1 of {path.name}: {first}"
+            assert first.startswith("# "), f"line 1 of {path.name}: {first}"
+            assert first.partition(" --")[0].endswith(command), f"line 1 of {path.name}: {first}"
 
     def test_each_has_a_name_of_its_own(self, root: Path) -> None:
         names = [load_config(path).config.name for path in config_files(root)]

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import runner
 from pipeline.core.errors import CorruptArtefact, UsageError
 from pipeline.core.load import load_config
 from pipeline.core.store import MANIFEST
+from pipeline.runner.plan import Planned, plan
+from pipeline.runner.run import run_all, run_one
+from pipeline.runner.session import Session, open_session
 from tests.support import cli_env, read_events, write_project
 
 ROW_STEPS = ["prompts", "generate", "filter", "dedup", "dataset"]
@@ -38,21 +40,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "project"
 
 
-def session(*overrides: str) -> runner.Session:
-    return runner.open_session(load_config(Path("run.yaml"), overrides), Path("data"), quiet=True)
+def session(*overrides: str) -> Session:
+    return open_session(load_config(Path("run.yaml"), overrides), Path("data"), quiet=True)
 
 
 def run(*overrides: str) -> dict[str, bool]:
     """Run up to `dataset`; which steps ran (True) and which were cached."""
-    return {outcome.step.name: outcome.ran for outcome in runner.run_all(session(*overrides), "dataset")}
+    return {outcome.step.name: outcome.ran for outcome in run_all(session(*overrides), "dataset")}
 
 
 def ran(*overrides: str) -> list[str]:
     return [name for name, did in run(*overrides).items() if did]
 
 
-def planned(*overrides: str) -> dict[str, runner.Planned]:
-    return {each.step.name: each for each in runner.plan(session(*overrides))}
+def planned(*overrides: str) -> dict[str, Planned]:
+    return {each.step.name: each for each in plan(session(*overrides))}
 
 
 def started(name: str = "small") -> list[str]:
@@ -140,7 +142,7 @@ class TestRunning:
         loaded = load_config(Path("run.yaml"))
         trees = []
         for data in (Path("one"), Path("two")):
-            runner.run_all(runner.open_session(loaded, data, quiet=True), "dataset")
+            run_all(open_session(loaded, data, quiet=True), "dataset")
             shards = sorted(data.glob("store/*/*/**/*.parquet"))
             trees.append({path.relative_to(data): path.read_bytes() for path in shards})
         assert trees[0] == trees[1]
@@ -252,36 +254,36 @@ class TestLockFile:
 @pytest.mark.usefixtures("project")
 class TestOneStep:
     def test_it_runs_on_what_the_steps_before_it_made(self) -> None:
-        runner.run_all(session(), "generate")
-        assert runner.run_one(session(), "filter").ran
-        assert not runner.run_one(session(), "filter").ran
+        run_all(session(), "generate")
+        assert run_one(session(), "filter").ran
+        assert not run_one(session(), "filter").ran
         assert started() == ["prompts", "generate", "filter"]
 
     def test_without_them_it_names_the_command_that_makes_the_first(self) -> None:
         with pytest.raises(UsageError, match="dedup needs the rows of prompts") as caught:
-            runner.run_one(session("filter.refusal_phrases=[I am, not sorry]"), "dedup")
+            run_one(session("filter.refusal_phrases=[I am, not sorry]"), "dedup")
         words = shlex.split(caught.value.todo.removeprefix("run it first: "))
         assert words[:4] == ["python", "-m", "pipeline", "prompts"]
         done = subprocess.run([sys.executable, *words[1:]], env=cli_env(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         with pytest.raises(UsageError, match="dedup needs the rows of generate"):
-            runner.run_one(session("filter.refusal_phrases=[I am, not sorry]"), "dedup")
+            run_one(session("filter.refusal_phrases=[I am, not sorry]"), "dedup")
 
     def test_rows_of_another_config_are_not_taken_for_them(self) -> None:
         run()
         with pytest.raises(UsageError, match="dataset needs the rows of filter"):
-            runner.run_one(session("filter.min_chars=16"), "dataset")
+            run_one(session("filter.min_chars=16"), "dataset")
 
     def test_its_run_links_the_steps_before_it_too(self) -> None:
         run()
         overridden = session("dataset.seed=5")
-        runner.run_one(overridden, "dataset")
+        run_one(overridden, "dataset")
         assert sorted(path.name for path in overridden.folder.iterdir() if path.is_symlink()) == sorted(ROW_STEPS)
 
     def test_force_runs_it_again_and_keeps_the_old_artefact_if_equal(self) -> None:
         run()
         before = artefact("filter").stat().st_ino
-        assert runner.run_one(session(), "filter", force=True).ran
+        assert run_one(session(), "filter", force=True).ran
         assert artefact("filter").stat().st_ino == before
         assert started()[-1] == "filter"
         assert quarantined() == []
@@ -309,14 +311,14 @@ class TestCorruption:
         run()
         (artefact("filter") / "rows" / "part-00000.parquet").unlink()
         with pytest.raises(CorruptArtefact):
-            runner.run_one(session(), "dedup", force=True)
+            run_one(session(), "dedup", force=True)
 
     def test_force_makes_a_corrupt_artefact_whole_again(self) -> None:
         run()
         shard = artefact("filter") / "rows" / "part-00000.parquet"
         good = shard.read_bytes()
         shard.write_bytes(b"")
-        runner.run_one(session(), "filter", force=True)
+        run_one(session(), "filter", force=True)
         assert shard.read_bytes() == good
 
 
@@ -324,5 +326,5 @@ class TestCorruption:
 def test_a_run_and_its_steps_alone_are_one() -> None:
     """Five commands one after the other leave what `run` leaves."""
     for step in ROW_STEPS:
-        assert runner.run_one(session(), step).ran
+        assert run_one(session(), step).ran
     assert ran() == []

@@ -1,0 +1,64 @@
+"""`run`, `plan`, and a command for each stage."""
+
+from collections.abc import Sequence
+
+import click
+
+from pipeline.cli.call import Call, Target, on_config
+from pipeline.cli.show import say_outcomes, say_plan
+from pipeline.runner.plan import plan, until
+from pipeline.runner.run import follow_training, leads_launch, run_all, run_one
+from pipeline.runner.steps import step_names
+
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would run and why, and run nothing.")
+
+
+@click.command("run")
+@on_config
+@click.option("--until", "last", type=click.Choice(step_names()), help="Last step to run.")
+@click.option("--force", is_flag=True, help="Run all steps anew from the stored answers; equal content keeps the old.")
+@DRY_RUN
+@click.pass_obj
+def run_command(call: Call, target: Target, last: str | None, force: bool, dry_run: bool) -> None:
+    """Run all steps that have no result yet."""
+    session = target.open(call)
+    if dry_run:
+        say_plan(until(plan(session), last), as_json=target.as_json)
+        return
+    with call.signals():
+        outcomes = run_all(session, last, force=force)
+    say_outcomes(session, outcomes, as_json=target.as_json)
+
+
+@click.command("plan")
+@on_config
+@click.pass_obj
+def plan_command(call: Call, target: Target) -> None:
+    """Say what `run` would do and why, without doing it."""
+    say_plan(plan(target.open(call)), as_json=target.as_json)
+
+
+def stage_commands() -> Sequence[click.Command]:
+    """`python -m pipeline <step> config` for every step."""
+    return [_stage_command(name) for name in step_names()]
+
+
+def _stage_command(name: str) -> click.Command:
+    @click.command(name, help=f"Run {name} alone, on what the steps before it made.")
+    @on_config
+    @click.option("--force", is_flag=True, help="Run it although it has a result; equal content keeps the old one.")
+    @DRY_RUN
+    @click.pass_obj
+    def stage_command(call: Call, target: Target, force: bool, dry_run: bool) -> None:
+        session = target.open(call)
+        if dry_run:
+            say_plan(until(plan(session), name), as_json=target.as_json)
+            return
+        with call.signals():
+            if name == "train" and not leads_launch():
+                follow_training(session)
+                return
+            outcome = run_one(session, name, force=force)
+        say_outcomes(session, [outcome], as_json=target.as_json)
+
+    return stage_command

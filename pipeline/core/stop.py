@@ -1,0 +1,24 @@
+"""A request to stop, as a signal makes it and as everything that works looks for it."""
+
+import threading
+from dataclasses import dataclass, field
+
+from pipeline.core.errors import ExitCode
+
+
+@dataclass(slots=True)
+class Stop:
+    """Set once by whoever catches the signal.
+
+    Attributes:
+        requested: set when everything shall finish what is in flight and end.
+        exit_code: what the process will end with: `INTERRUPTED` after SIGINT, `TERMINATED` after SIGTERM.
+    """
+
+    requested: threading.Event = field(default_factory=threading.Event)
+    exit_code: ExitCode = ExitCode.INTERRUPTED
+
+    def request(self, exit_code: ExitCode) -> None:
+        """Ask everything to stop."""
+        self.exit_code = exit_code
+        self.requested.set()

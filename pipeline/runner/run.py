@@ -1,0 +1,255 @@
+"""Running: all steps that have no result, or one step; each held, staged, checked and committed."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.core.errors import ExitCode, Interrupted, LostRows, PipelineError, Terminated, UsageError
+from pipeline.core.fanout import map_in_process
+from pipeline.core.lineage import Manifest, step_key
+from pipeline.core.load import require_test_answers
+from pipeline.core.log import EventLog, show_progress
+from pipeline.core.runs import hold_lock, hold_run, link_artefact, link_work, lock_step, share_data, unlink_work
+from pipeline.core.stage import Context, Json, Result, check_cancelled
+from pipeline.core.stop import Stop
+from pipeline.core.store import Artefact
+from pipeline.core.versions import collect_versions
+from pipeline.runner.keys import checked_input_files, step_parts
+from pipeline.runner.session import Session
+from pipeline.runner.steps import Step, ancestors, plan_steps, stage_module
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 0.2
+"""Seconds between two looks at a lock that another run holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A step's artefact, and whether this invocation made it."""
+
+    step: Step
+    artefact: Artefact
+    ran: bool
+
+
+def run_all(session: Session, until: str | None = None, *, force: bool = False) -> list[Outcome]:
+    """Run every step that has no artefact yet, up to and including `until`.
+
+    Args:
+        force: run the others too; equal content keeps the old artefact, other content replaces it.
+
+    Raises:
+        PipelineError: of the first step that fails; what was committed before stays.
+    """
+    steps = plan_steps()
+    if until is not None:
+        session = replace(session, invoked=("run", "--until", until))
+        steps = steps[: [step.name for step in steps].index(until) + 1]
+    for step in steps:
+        checked_input_files(session, step)
+    if any(step.kind == "evaluate" for step in steps):
+        require_test_answers(session.loaded)
+    outcomes: dict[str, Outcome] = {}
+    with invocation(session) as events:
+        for step in steps:
+            artefacts = {name: outcomes[name].artefact for name in step.inputs}
+            outcomes[step.name] = run_step(session, step, artefacts, events, force=force)
+            record(session, outcomes[step.name])
+    return list(outcomes.values())
+
+
+def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
+    """Run one step on the committed artefacts of the steps before it.
+
+    Args:
+        force: run it although it has an artefact; equal content keeps the old artefact, other content replaces it.
+
+    Raises:
+        UsageError: a step before it has no artefact for this config.
+        CorruptArtefact: an artefact before it is not what was committed.
+    """
+    session = replace(session, invoked=(name,))
+    steps = {step.name: step for step in plan_steps()}
+    with invocation(session) as events:
+        found = committed_before(session, name)
+        for needed, artefact in found.items():
+            record(session, Outcome(steps[needed], artefact, ran=False))
+        artefacts = {needed: found[needed] for needed in steps[name].inputs}
+        outcome = run_step(session, steps[name], artefacts, events, force=force)
+        record(session, outcome)
+    return outcome
+
+
+@contextmanager
+def invocation(session: Session) -> Iterator[EventLog]:
+    """Hold the run for the block; the event log's last line says how it ended, with our exit code.
+
+    Raises:
+        RunLocked: another process holds the run, or the whole data folder.
+        Incomplete: the data folder cannot be written.
+        Terminated: the block was interrupted by SIGTERM.
+    """
+    with share_data(session.data), hold_run(session.folder, session.secrets) as events:
+        events.emit("run_started", command=session.resume_command)
+        session.store.sweep()
+        try:
+            with session.disk_errors(), _named_after_signal(session.stop):
+                yield events
+        except BaseException as error:
+            with suppress(OSError):  # a full disk has its own error on the way already
+                code = _exit_code(error, session.stop)
+                events.emit("run_ended", exit_code=code, error=str(error).partition("\n")[0])
+            raise
+        events.emit("run_ended", exit_code=int(ExitCode.COMPLETE))
+
+
+@contextmanager
+def _named_after_signal(stop: Stop) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as error:
+        if stop.exit_code is ExitCode.TERMINATED:
+            raise Terminated(error.what, where=error.where, todo=error.todo) from error
+        raise
+
+
+def _exit_code(error: BaseException, stop: Stop) -> int:
+    if isinstance(error, PipelineError):
+        return int(error.exit_code)
+    return int(stop.exit_code if isinstance(error, KeyboardInterrupt) else ExitCode.BUG)
+
+
+def leads_launch() -> bool:
+    """Whether this process is the only one of its launch, or the first."""
+    from pipeline.student.worker import is_first_process  # only `train` needs it
+
+    return is_first_process()
+
+
+def follow_training(session: Session) -> None:
+    """Take part in the training that the first process of this launch leads; holds no lock and commits nothing.
+
+    Raises:
+        UsageError, CorruptArtefact: as `run_one`.
+    """
+    from pipeline.student.worker import follow  # only the other processes of a launch need it
+
+    step = next(step for step in plan_steps() if step.name == "train")
+    key = step_key(step_parts(session, step, committed_before(session, "train")))
+    final = session.store.path_of("train", key)
+    follow(session.workdir_of(step, key), final.exists)
+
+
+def committed_before(session: Session, name: str) -> dict[str, Artefact]:
+    """The artefacts of all steps that `name` builds on, in the order in which data flows.
+
+    Raises:
+        UsageError: one has none for this config.
+        CorruptArtefact: one is not what was committed.
+    """
+    steps = {step.name: step for step in plan_steps()}
+    found: dict[str, Artefact] = {}
+    for needed in ancestors(steps, name):
+        key = step_key(step_parts(session, steps[needed], found))
+        artefact = session.store.find(steps[needed].kind, key)
+        if artefact is None:
+            todo = f"run it first: {session.command(needed)}"
+            raise UsageError(f"{name} needs the rows of {needed}", where=session.loaded.run_name, todo=todo)
+        found[needed] = artefact
+    return found
+
+
+def run_step(
+    session: Session, step: Step, artefacts: Mapping[str, Artefact], events: EventLog, *, force: bool = False
+) -> Outcome:
+    """Return the step's artefact, running it if there is none (or if `force`).
+
+    Runs of other names may share the step and its workdir: while one of them makes it, this one waits.
+    """
+    parts = step_parts(session, step, artefacts)
+    key = step_key(parts)
+    if not force and (hit := _cached(session, step, key, events)) is not None:
+        return hit
+    workdir = session.workdir_of(step, key)
+    with show_progress(step.name, quiet=session.quiet) as progress:
+        ctx = Context(
+            step=step.name,
+            data=session.data,
+            workdir=workdir,
+            progress=progress,
+            events=events,
+            cancel=session.stop.requested,
+            fanout=map_in_process,
+            resume_command=session.resume_command,
+        )
+        with hold_lock(workdir.with_name(f"{key}.lock"), wait=_patience(ctx)):
+            if not force and (hit := _cached(session, step, key, events)) is not None:
+                return hit
+            inputs = {name: artefact.path for name, artefact in artefacts.items()}
+            return _make(session, step, parts, inputs, ctx, force=force)
+
+
+def _cached(session: Session, step: Step, key: str, events: EventLog) -> Outcome | None:
+    hit = session.store.find_sound(step.kind, key)
+    if hit is None:
+        return None
+    logger.info("%s: cached (%s)", step.name, key[:12])
+    events.emit("step_cached", step=step.name, key=key)
+    return Outcome(step, hit, ran=False)
+
+
+def _patience(ctx: Context) -> Callable[[str], None]:
+    """Called again and again while another run makes the step: says so once a holder, and can be interrupted."""
+    told: set[str] = set()
+
+    def wait(holder: str) -> None:
+        if holder not in told:
+            told.add(holder)
+            logger.info("%s: waiting for %s, which makes the same step", ctx.step, holder)
+        ctx.cancel.wait(WAIT_S)
+        check_cancelled(ctx)
+
+    return wait
+
+
+def _make(
+    session: Session, step: Step, parts: dict[str, Json], inputs: Mapping[str, Path], ctx: Context, *, force: bool
+) -> Outcome:
+    """Run the stage into a staging folder and commit what it wrote."""
+    key = step_key(parts)
+    logger.info("%s: running (%s)", step.name, key[:12])
+    ctx.events.emit("step_started", step=step.name, key=key)
+    with session.store.staging(step.kind) as staged:
+        ctx.workdir.mkdir(parents=True, exist_ok=True)
+        link_work(session.folder, step.name, ctx.workdir)
+        check_cancelled(ctx)
+        result = _run_stage(session, step, inputs, staged, ctx)
+        manifest = Manifest.of(step.kind, key, parts, result, collect_versions())
+        artefact = session.store.commit(staged, manifest, replace_other_content=force)
+        shutil.rmtree(ctx.workdir, ignore_errors=True)
+        unlink_work(session.folder, step.name)
+    session.digests.save()
+    counts: dict[str, Json] = {**result.rejected}
+    ctx.events.emit("step_committed", step=step.name, key=key, content=result.content, rejected=counts)
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
+    told = f"{step.name}: {result.rows_in:,} in, {result.rows_out:,} out"
+    logger.info("%s%s", told, f", rejected: {rejected}" if rejected else "")
+    return Outcome(step, artefact, ran=True)
+
+
+def _run_stage(session: Session, step: Step, inputs: Mapping[str, Path], staged: Path, ctx: Context) -> Result:
+    result = stage_module(step.kind).run(session.config_of(step), inputs, staged, ctx)
+    if result.rows_in != result.rows_out + sum(result.rejected.values()):
+        raise LostRows(f"{step.name}: {result.rows_in} in, {result.rows_out} out, rejected {dict(result.rejected)}")
+    return result
+
+
+def record(session: Session, outcome: Outcome) -> None:
+    """Link the artefact into the run's folder and write it into the lock file."""
+    link_artefact(session.folder, outcome.step.name, outcome.artefact)
+    if session.loaded.lock_path is not None:
+        lock_step(session.loaded.lock_path, outcome.step.name, outcome.artefact)
