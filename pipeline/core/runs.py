@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,9 @@ from pipeline.core.store import Artefact, write_by_rename
 
 DATA_LOCK = ".in-use"
 """Shared by everything that works in a data folder, held alone by what removes from it."""
+
+LOOKS, LOOK_S = 4, 0.05
+"""A lock that is held for an instant is one that somebody looks at (`lock_holder`), so look again before refusing."""
 
 WORK = ".work"
 """Folder in a run's folder with links to the work that it has begun and not finished."""
@@ -41,12 +45,17 @@ def hold_run(folder: Path, secrets: tuple[str, ...]) -> Iterator[EventLog]:
         RunLocked: another process holds it.
         Incomplete: the folder cannot be written.
     """
-    with hold_lock(folder / "run.lock"):
+    with hold_lock(run_lock(folder)):
         events = EventLog(folder / "events.jsonl", secrets)
         try:
             yield events
         finally:
             events.close()
+
+
+def run_lock(folder: Path) -> Path:
+    """The lock file of a run's folder."""
+    return folder / "run.lock"
 
 
 @contextmanager
@@ -86,7 +95,9 @@ def _unlockable(path: Path) -> Iterator[None]:
 
 
 def _take_lock(path: Path, wait: Callable[[str], None] | None) -> IO[str]:
+    looks = 0
     while True:
+        looks += 1
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,14 +107,32 @@ def _take_lock(path: Path, wait: Callable[[str], None] | None) -> IO[str]:
             if wait is not None:
                 wait(holder)
                 continue
-            todo = "wait for it to end, or end it; nothing was written"
-            raise RunLocked(f"held by {holder}", where=str(path), todo=todo) from error
+            if looks < LOOKS:
+                time.sleep(LOOK_S)
+                continue
+            raise _held_by(holder, path) from error
         except OSError:
             file.close()
             raise
         if os.fstat(file.fileno()).st_nlink > 0:
             return file
         file.close()  # its last holder removed it between our opening and our locking it
+
+
+def refuse_if_held(path: Path) -> None:
+    """Say early what `hold_lock` would say; it has the last word.
+
+    Raises:
+        RunLocked: another process holds the lock file.
+    """
+    holder = lock_holder(path)
+    if holder is not None:
+        raise _held_by(holder, path)
+
+
+def _held_by(holder: str, path: Path) -> RunLocked:
+    todo = "wait for it to end, or end it; nothing was written"
+    return RunLocked(f"held by {holder}", where=str(path), todo=todo)
 
 
 def _holder(file: IO[str]) -> str:
@@ -119,7 +148,7 @@ def lock_holder(path: Path) -> str | None:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return _holder(file)
-    except FileNotFoundError:
+    except OSError:  # none, or one that we may not look at
         return None
     return None
 

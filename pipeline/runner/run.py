@@ -12,7 +12,17 @@ from pipeline.core.fanout import map_in_process
 from pipeline.core.lineage import Manifest, step_key
 from pipeline.core.load import require_test_answers
 from pipeline.core.log import EventLog, show_progress
-from pipeline.core.runs import hold_lock, hold_run, link_artefact, link_work, lock_step, share_data, unlink_work
+from pipeline.core.runs import (
+    hold_lock,
+    hold_run,
+    link_artefact,
+    link_work,
+    lock_step,
+    refuse_if_held,
+    run_lock,
+    share_data,
+    unlink_work,
+)
 from pipeline.core.stage import Context, Json, Result, check_cancelled
 from pipeline.core.stop import Stop
 from pipeline.core.store import Artefact
@@ -45,6 +55,7 @@ def run_all(session: Session, until: str | None = None, *, force: bool = False) 
     Raises:
         PipelineError: of the first step that fails; what was committed before stays.
     """
+    refuse_if_held(run_lock(session.folder))
     steps = plan_steps()
     if until is not None:
         session = replace(session, invoked=("run", "--until", until))
@@ -72,6 +83,7 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
         UsageError: a step before it has no artefact for this config.
         CorruptArtefact: an artefact before it is not what was committed.
     """
+    refuse_if_held(run_lock(session.folder))
     session = replace(session, invoked=(name,))
     steps = {step.name: step for step in plan_steps()}
     with invocation(session) as events:
