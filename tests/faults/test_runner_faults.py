@@ -6,6 +6,7 @@ import platform
 import shlex
 import signal
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ WAIT = """
         time.sleep(0.01)
     return result
 """
+
+
+HALF = '(out / "half").write_text("x")\n' + textwrap.dedent(WAIT)
 
 
 def probe(folder: Path, body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -170,6 +174,51 @@ class TestHolding:
         assert Path("data/runs/small/run.lock").read_text("utf-8").startswith("pid ")
         Path("go").touch()
         assert probe(project, WAIT).returncode == 0
+
+    def test_what_a_killed_process_was_writing_is_removed_by_the_next_one(self, project: Path) -> None:
+        first = start_probe(project, HALF)
+        assert len([*Path("data/store/.staging").glob("*/half")]) == 1
+        first.kill()
+        first.communicate()
+        Path("go").touch()
+        done = probe(project, WAIT)
+        assert done.returncode == 0, done.stderr
+        assert "removing what a killed process left" in done.stderr
+        assert [*Path("data/store/.staging").iterdir()] == []
+
+    def test_what_a_living_process_is_writing_is_left_alone(self, project: Path) -> None:
+        first = start_probe(project, HALF)
+        other = probe(project, "return result", "run", "run.yaml", "--set", "filter.min_chars=3")
+        assert other.returncode == 0, other.stderr
+        assert len([*Path("data/store/.staging").glob("*/half")]) == 1
+        Path("go").touch()
+        assert first.wait(60) == 0
+        first.communicate()
+
+
+class TestEvents:
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [
+            ("return result", 0),
+            ('raise KeyError("surprise")', 1),
+            ('raise Incomplete("the service is down", where="here", todo="wait")', 3),
+            ("import signal\nos.kill(os.getpid(), signal.SIGINT)\ncheck_cancelled(ctx)", 130),
+            ("import signal\nos.kill(os.getpid(), signal.SIGTERM)\ncheck_cancelled(ctx)", 143),
+        ],
+    )
+    def test_the_last_one_holds_the_exit_code(self, project: Path, body: str, code: int) -> None:
+        """A launcher around us ends with 0 or 1 whatever we end with."""
+        assert probe(project, body).returncode == code
+        events = read_events(Path("data/runs/small"))
+        assert (events[0]["event"], events[-1]["event"]) == ("run_started", "run_ended")
+        assert events[-1]["exit_code"] == code
+
+    def test_a_killed_run_has_no_end(self, project: Path) -> None:
+        first = start_probe(project, WAIT)
+        first.kill()
+        first.communicate()
+        assert read_events(Path("data/runs/small"))[-1]["event"] == "ready"
 
 
 class TestWorkdir:
