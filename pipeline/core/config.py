@@ -177,6 +177,18 @@ class LoraTuning(ConfigModel):
     never trained, or LoRA stalls."""
 
 
+class CheckpointConfig(ConfigModel):
+    """When `train` writes a checkpoint; a stop by a signal writes one too. They lie in the step's work folder and go
+    with it when the step is done."""
+
+    minutes: Annotated[float, Field(gt=0)] | None = 10
+    """Minutes of training between two checkpoints; null: none by the clock."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between two checkpoints, whatever the clock says; null: none by the count."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """How many of the newest stay. While one is written the disk holds one more."""
+
+
 class TrainConfig(ConfigModel):
     """Stage `train`: supervised fine-tuning of the student on the data set's training rows, completion-only loss."""
 
@@ -223,6 +235,8 @@ class TrainConfig(ConfigModel):
     """Optimizer steps between two points of the loss curve."""
     eval_rows: Annotated[int, Field(ge=0), OPERATIONAL] = 512
     """Validation rows whose loss is taken at the end of each epoch; 0: none."""
+    checkpoint: Annotated[CheckpointConfig, OPERATIONAL] = CheckpointConfig()
+    """When a checkpoint is written, from which an interrupted training goes on."""
 
     @model_validator(mode="after")
     def _batch_can_be_divided(self) -> "TrainConfig":
@@ -269,6 +283,25 @@ class ReportConfig(ConfigModel):
     """Rows shown with their story; half of them kept, half rejected."""
 
 
+class InProcess(ConfigModel):
+    """One shard after the other, in the pipeline's own process."""
+
+    kind: Literal["in_process"]
+    """No other process."""
+
+
+class Processes(ConfigModel):
+    """Shards are spread over worker processes of this machine; worth it from some 50,000 rows on."""
+
+    kind: Literal["processes"]
+    """Worker processes."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """How many; each holds about 150 MB and up to two shards. None: one per CPU that the pipeline may use."""
+
+
+FanoutConfig = Annotated[InProcess | Processes, Field(discriminator="kind")]
+
+
 class StudentModel(LocalModel):
     """The base model that becomes the student."""
 
@@ -293,6 +326,8 @@ class RunConfig(ConfigModel):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    fanout: Annotated[FanoutConfig, OPERATIONAL] = InProcess(kind="in_process")
+    """How the stages that work on text use this machine's CPUs. Changes no row."""
 
     @model_validator(mode="after")
     def _teacher_is_declared(self) -> "RunConfig":

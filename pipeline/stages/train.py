@@ -1,9 +1,11 @@
 """Stage `train`: the student is fine-tuned by a worker that Accelerate launches; this process loads no torch."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +13,7 @@ from typing import Any, Final
 import yaml
 
 from pipeline.core.config import LoraTuning, TrainConfig, TrainStep
-from pipeline.core.errors import CorruptArtefact, UsageError, boundary
+from pipeline.core.errors import CorruptArtefact, Interrupted, UsageError, boundary
 from pipeline.core.lineage import DigestCache, path_digest
 from pipeline.core.record import count_rows
 from pipeline.core.stage import Context, Json, Result, check_cancelled
@@ -24,6 +26,8 @@ VERSION = 1
 
 WORKER: Final = "pipeline.student.worker"
 
+logger = logging.getLogger(__name__)
+
 
 def input_files(cfg: TrainStep) -> dict[str, Path]:
     """Accelerate's config, and the student's folder."""
@@ -35,12 +39,13 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
     """Write `model/`, `loss.json` and `rejects/` (ids and reason of the rows that were not trained).
 
     Where a launcher with several processes started us, this process is the first of them and trains itself, and the
-    others call `worker.follow`; else the worker is launched. Either way the rows of the training split are counted.
+    others call `worker.follow`; else the worker is launched. Either way the rows of the training split are counted,
+    and training goes on from the newest checkpoint in `ctx.workdir`, whose name is the step's key.
 
     Raises:
         UsageError: config, model or rows are not fit for training, or training diverged.
-        Incomplete: the worker failed.
-        Interrupted: a signal asked us to stop.
+        Incomplete: the worker failed, or a checkpoint cannot be written.
+        Interrupted: a signal asked us to stop; a checkpoint was written if training had begun.
     """
     train = cfg.train
     _refuse_lm_head(train)
@@ -75,16 +80,19 @@ def launch(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:
 
 
 def run_here(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:
-    """Train in this process, the first one of a launch, and let the others know by `worker.json` that they can."""
-    path = ctx.workdir / JOB
+    """Train in this process, the first one of a launch, and let the others know by `worker.json` that they can.
 
-    def report(line: Report) -> None:
-        check_cancelled(ctx)
-        progress.report(line)
+    A launcher of several processes passes SIGINT and SIGTERM on and kills what still runs 30 s later: a checkpoint
+    that takes longer is lost, and the one before counts.
+    """
+    path = ctx.workdir / JOB
 
     job.write(path)
     try:
-        return {**run_job(job, report)}
+        return {**run_job(job, progress.report, lambda: nullcontext(ctx.cancel.is_set))}
+    except Interrupted:
+        check_cancelled(ctx)  # the same, with the command that resumes
+        raise
     finally:
         path.unlink(missing_ok=True)
 
@@ -137,7 +145,7 @@ class Progress:
     tokens: int = 0
 
     def report(self, line: Report) -> None:
-        """Take one report: {steps, rejected}, {step, tokens} or {point}."""
+        """Take one report; every report of the worker is one of these."""
         match line:
             case {"steps": int(steps), "rejected": int(rejected)}:
                 self.ctx.progress.start(steps, "steps")
@@ -147,8 +155,24 @@ class Progress:
                 self.step, self.tokens = step, tokens
             case {"point": dict(point)}:
                 self.ctx.events.emit("train_point", **point)
+            case {"started": dict(started)}:
+                self._started(started)
+            case {"checkpoint": dict(facts)}:
+                self.ctx.events.emit("checkpoint_saved", **facts)
+            case {"ignored": str(name), "reason": str(reason)}:
+                logger.warning("%s: the checkpoint %s is not used: %s", self.ctx.step, name, reason)
+                self.ctx.events.emit("checkpoint_ignored", name=name, reason=reason)
             case _:
                 raise ValueError(f"a report that nobody knows: {sorted(line)}")
+
+    def _started(self, started: dict[str, Json]) -> None:
+        self.ctx.events.emit("train_started", **started)
+        match started:
+            case {"resumed_from": int(step), "steps": steps, "changed": list(changed)}:
+                logger.info("%s: going on after step %d of %d", self.ctx.step, step, steps)
+                if changed:
+                    told = ", ".join(map(str, changed))
+                    logger.warning("%s: since the checkpoint: %s; equal up to rounding only", self.ctx.step, told)
 
 
 def _result(found: Mapping[str, Any], cfg: TrainStep, out: Path, ctx: Context) -> Result:

@@ -61,7 +61,6 @@ def sft_arguments(cfg: TrainConfig, plan: Schedule, *, scratch: Path, use_cpu: b
         **_rows(cfg),
         **_TRL,
         **_SURROUNDINGS,
-        "logging_steps": cfg.log_steps,
     }
 
 
@@ -162,11 +161,12 @@ _TRL: dict[str, Any] = {
 
 _SURROUNDINGS: dict[str, Any] = {
     "eval_strategy": "no",  # trainer.measure_loss does it
-    "save_strategy": "no",
+    "save_strategy": "no",  # saver.Saver asks for it
     "load_best_model_at_end": False,
     "resume_from_checkpoint": None,
     "ignore_data_skip": False,
     "logging_strategy": "steps",
+    "logging_steps": 1,  # curve.Curve averages over `log_steps`
     "logging_first_step": True,
     "logging_nan_inf_filter": False,
     "report_to": "none",

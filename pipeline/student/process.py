@@ -1,8 +1,10 @@
 """Worker processes of this room: started by a stage, told what to do by a JSON file, and dead when the stage is.
 
-Beside `<name>.json` lie `<name>.log` (what the worker printed), `<name>.reports.jsonl` (what it says about its
-progress), `<name>.error.json` (its error for a person) and `<name>.guard`, a file that the stage keeps locked for as
-long as it lives. Standard library only: this runs in the parent, which loads no torch.
+Beside `<name>.json` lie `<name>.log` (what the worker printed; the one before is `<name>.previous.log`),
+`<name>.reports.jsonl` (what it says about its progress), `<name>.error.json` (its error for a person),
+`<name>.<hex>.guard`, a file of this one start that the stage keeps locked for as long as it lives, and `<name>.pid`,
+which the worker (the first, where there are several) keeps locked likewise. Standard library only: this runs in the
+parent, which loads no torch.
 """
 
 import fcntl
@@ -10,27 +12,34 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from pipeline.core import errors
-from pipeline.core.errors import Incomplete, PipelineError
+from pipeline.core.errors import Incomplete, Interrupted, PipelineError
 from pipeline.core.stage import Context, Json, check_cancelled
 
 Report: TypeAlias = dict[str, Json]
 
 POLL_S: Final = 0.2
-STOP_S: Final = 10.0
-"""Seconds between SIGTERM and SIGKILL."""
+FINISH_S: Final = 600.0
+"""Seconds that a worker gets to finish what it may not lose, once it was asked to stop. The checkpoint of a big model
+takes minutes; whoever does not want to wait sends a second signal. Most workers have nothing to lose and end at once.
+"""
+KILL_S: Final = 10.0
+"""Seconds that the system gets to end a killed process."""
 TAIL_LINES: Final = 20
+GUARD: Final = "PIPELINE_GUARD"
+"""Environment variable that tells a worker its guard file."""
 FOREIGN: Final = re.compile(
     r"(ACCELERATE|FSDP|TORCHELASTIC|PARALLELISM_CONFIG)_.*|(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)"
 )
@@ -75,10 +84,20 @@ class Files:
         """The worker's error for a person."""
         return self.beside(".error.json")
 
+    def new_guard(self) -> Path:
+        """The file that this one start of the worker is to live by; those of earlier starts are removed.
+
+        Were it the same file, a launcher that outlived its killed parent would find it locked by the next one, and
+        start a second worker on the same job.
+        """
+        for stale in self.job.parent.glob(f"{self.job.stem}.*.guard"):
+            stale.unlink(missing_ok=True)
+        return self.beside(f".{secrets.token_hex(8)}.guard")
+
     @property
-    def guard(self) -> Path:
-        """Locked while the parent lives."""
-        return self.beside(".guard")
+    def pid(self) -> Path:
+        """Process id of the worker, not of its launcher; locked while it lives."""
+        return self.beside(".pid")
 
 
 def write_json(path: Path, value: Json) -> None:
@@ -106,39 +125,91 @@ def run_process(
         Interrupted: `ctx.cancel` was set; the worker and its children are gone.
     """
     files = Files(job)
-    for stale in (files.error, files.reports):
+    for stale in (files.error, files.reports, files.pid):
         stale.unlink(missing_ok=True)
+    if files.log.exists():
+        files.log.replace(files.beside(".previous.log"))
     inherited = {name: value for name, value in os.environ.items() if FOREIGN.fullmatch(name) is None}
     reports = _Tail(files.reports)
-    with files.log.open("wb") as log, _locked(files.guard):
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**inherited, **QUIET, **env}, start_new_session=True
-        )
+    guard = files.new_guard()
+    env = {**inherited, **QUIET, **env, GUARD: str(guard)}
+    with files.log.open("wb") as log, _locked(guard):
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
         try:
-            while process.poll() is None:
-                check_cancelled(ctx)
+            while not ctx.cancel.is_set() and _is_running(process, files):
                 _pass_on(reports, on_report)
                 time.sleep(POLL_S)
+            if ctx.cancel.is_set():
+                _let_finish(process, files)
         finally:
-            stop_group(process)
+            _kill(process, files)
     _pass_on(reports, on_report)
-    if process.returncode != 0:
-        raise _failure(process.returncode, files, ctx)
+    if process.returncode == 0:
+        return
+    check_cancelled(ctx)
+    raise _failure(process.returncode, files, ctx)
 
 
-def stop_group(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and the group it leads: politely, then by force. Nothing happens if it has ended."""
-    for number, wait in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
-        if process.poll() is not None:
-            return
+def _is_running(process: "subprocess.Popen[bytes]", files: Files) -> bool:
+    """Whether the launcher or the worker runs: a launcher may end on a signal before the worker that it started."""
+    return process.poll() is None or worker_pid(files) is not None
+
+
+def _let_finish(process: "subprocess.Popen[bytes]", files: Files) -> None:
+    """Ask the worker to stop, and wait until it has.
+
+    Its launcher is not asked: one for a single process would end at once, and one for several would kill them 30 s
+    later. A worker that is still starting has nothing to lose, and neither have the children that one leaves behind.
+    """
+    pid = worker_pid(files)
+    _signal(os.kill if pid is not None else os.killpg, pid or process.pid, signal.SIGTERM)
+    if not _ends(lambda: not _is_running(process, files), FINISH_S):
+        logger.warning("the worker did not stop within %d s and is killed", FINISH_S)
+        return
+    _signal(os.killpg, process.pid, signal.SIGTERM)
+    _ends(lambda: not _signal(os.killpg, process.pid, 0), KILL_S)
+
+
+def _kill(process: "subprocess.Popen[bytes]", files: Files) -> None:
+    """End the worker, the launcher and the group it leads by force; nothing happens to what has ended.
+
+    Workers in groups of their own end with our lock on the guard file.
+    """
+    if (pid := worker_pid(files)) is not None:
+        _signal(os.kill, pid, signal.SIGKILL)
+    _signal(os.killpg, process.pid, signal.SIGKILL)
+    if not _ends(lambda: process.poll() is not None, KILL_S):
+        logger.warning("process %d does not end although it was killed", process.pid)
+
+
+def _signal(send: Callable[[int, int], None], target: int, number: int) -> bool:
+    """Send a signal to a process or a group; False if there is no such one."""
+    try:
+        send(target, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _ends(is_over: Callable[[], bool], seconds: float) -> bool:
+    """Wait until something is over, at most so many seconds; returns whether it is."""
+    end = time.monotonic() + seconds
+    while not is_over():
+        if time.monotonic() > end:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def worker_pid(files: Files) -> int | None:
+    """The worker's process id, or None if it does not run (or has not come so far as to say so)."""
+    with suppress(FileNotFoundError), files.pid.open("rb") as file:
         try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(wait)
-        except subprocess.TimeoutExpired:
-            logger.warning("process %d does not end on signal %d", process.pid, number)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # a child that it forked may hold the lock when it has ended
+            pid = int(file.read())
+            return pid if _signal(os.kill, pid, 0) else None
+    return None
 
 
 @contextmanager
@@ -177,7 +248,8 @@ def _failure(returncode: int, files: Files, ctx: Context) -> PipelineError:
     if files.error.is_file():
         told = json.loads(files.error.read_text("utf-8"))
         kind = getattr(errors, told.pop("kind"))
-        error: PipelineError = kind(told["what"], where=told["where"], todo=told["todo"])
+        todo = f"resume with: {ctx.resume_command}" if issubclass(kind, Interrupted) else told["todo"]
+        error: PipelineError = kind(told["what"], where=told["where"], todo=todo)
         return error
     lines = files.log.read_text("utf-8", "replace").splitlines()
     logger.error("last lines of %s:\n%s", files.log, "\n".join(lines[-TAIL_LINES:]))
@@ -212,9 +284,10 @@ def run_as_worker(main: Callable[[Path], None], argv: Sequence[str]) -> None:
     """The main function of a worker module: run `main(job)`, die with the parent, write errors down for it."""
     files = Files(Path(argv[1]))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    _die_with_parent(files.guard)
+    _die_with_parent(Path(os.environ[GUARD]))
     try:
-        main(files.job)
+        with _named(files.pid):
+            main(files.job)
     except PipelineError as error:
         told: dict[str, Json] = {"kind": type(error).__name__, "what": error.what, "where": error.where}
         write_json(files.error, {**told, "todo": error.todo})
@@ -222,12 +295,38 @@ def run_as_worker(main: Callable[[Path], None], argv: Sequence[str]) -> None:
         sys.exit(int(error.exit_code))
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Hold a lock on the file that says our process id; the first of several processes does."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    mine = path.with_name(f".{path.name}.{os.getpid()}")
+    with mine.open("wb") as file:
+        file.write(b"%d" % os.getpid())
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        mine.replace(path)  # locked before anybody can see it
+        yield
+
+
+@contextmanager
+def sigterm_asks() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM asks to stop, however often it comes, instead of ending this process at once."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _die_with_parent(guard: Path) -> None:
     """End this process when the one that holds the guard's lock is gone, even if it was killed."""
 
     def wait() -> None:
-        with guard.open("rb") as file:
+        with suppress(FileNotFoundError), guard.open("rb") as file:  # the next start has removed it
             fcntl.flock(file, fcntl.LOCK_SH)
-            os._exit(1)
+        os._exit(1)
 
     threading.Thread(target=wait, name="guard", daemon=True).start()

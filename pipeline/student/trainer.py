@@ -2,118 +2,30 @@
 
 import copy
 import json
-import math
 import os
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback
+from trl import SFTConfig
 
 from pipeline.core.config import LoraTuning
 from pipeline.core.errors import UsageError, boundary
 from pipeline.core.stage import Json
-from pipeline.student.arguments import Schedule, sft_arguments
+from pipeline.student.arguments import sft_arguments
+from pipeline.student.checkpoints import FOLDER
+from pipeline.student.curve import Course, Curve
 from pipeline.student.jobs import TrainJob
-from pipeline.student.order import Indices
 from pipeline.student.process import Report
+from pipeline.student.saver import CURVE, CheckpointedTrainer, Saver, require_fitting, setting_of
 from pipeline.student.shards import Tokens, train_file, validation_file
 from pipeline.student.tokenise import load_tokenizer
-
-REPORT_S: Final = 0.5
-"""Seconds between two reports of progress, at least."""
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """What is trained in which order.
-
-    Attributes:
-        plan: see `Schedule`.
-        order: index of the row at each place; whole batches.
-        rows: rows of the data set, so that `step * batch_size / rows` is the epoch.
-        step_tokens: tokens of each step's rows.
-        epoch_ends: steps after which the validation loss is measured.
-    """
-
-    plan: Schedule
-    order: Indices
-    rows: int
-    step_tokens: Indices
-    epoch_ends: frozenset[int]
-
-
-@dataclass(slots=True)
-class Curve(TrainerCallback):
-    """Collects the loss curve, reports progress and stops on a loss that is no number.
-
-    Attributes:
-        validation_loss: measures the loss on the validation rows; None where there are none.
-        points: {step, epoch, loss, grad_norm, learning_rate}, and {step, epoch, eval_loss} at the end of each epoch.
-    """
-
-    job: TrainJob
-    course: Course
-    report: Callable[[Report], None]
-    validation_loss: Callable[[], float] | None = None
-    points: list[dict[str, float]] = field(default_factory=list)
-    reported_at: float = 0.0
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Ask for a point at the last step, measure at the end of an epoch, report progress."""
-        step, steps = state.global_step, self.course.plan.steps
-        control.should_log = control.should_log or step == steps
-        if self.validation_loss is not None and step in self.course.epoch_ends:
-            self._add({"eval_loss": self.validation_loss()}, state)
-        if state.is_world_process_zero and (step == steps or time.monotonic() - self.reported_at >= REPORT_S):
-            self.reported_at = time.monotonic()
-            self.report({"step": step, "tokens": int(self.course.step_tokens[:step].sum())})
-        return control
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Keep the point, if it is one of training."""
-        if logs is not None and "loss" in logs:
-            self._add({name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate")}, state)
-
-    def _add(self, values: dict[str, float], state: TrainerState) -> None:
-        """Keep a point.
-
-        Raises:
-            UsageError: a value is infinite or no number.
-        """
-        step = state.global_step
-        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-        if bad:
-            todo = "lower train.learning_rate, raise train.warmup_share, or train in float32"
-            raise UsageError(f"training diverged at step {step}: {bad}", where=self.job.student.model, todo=todo)
-        epoch = step * self.job.train.batch_size / self.course.rows
-        self.points.append({"step": step, "epoch": round(epoch, 6), **values})
-        if state.is_world_process_zero:
-            self.report({"point": {**self.points[-1]}})
 
 
 def use_cpu(environ: Mapping[str, str]) -> bool:
@@ -186,11 +98,22 @@ def count_parameters(model: Any) -> tuple[int, int]:
 # -------------------------------------------------------------------------------------------------------- training
 
 
-def train(job: TrainJob, tokens: Tokens, course: Course, report: Callable[[Report], None]) -> dict[str, Json]:
+def train(
+    job: TrainJob,
+    tokens: Tokens,
+    course: Course,
+    report: Callable[[Report], None],
+    stopping: Callable[[], AbstractContextManager[Callable[[], bool]]],
+) -> dict[str, Json] | None:
     """Train and, in the first process, write `model/` and `loss.json`; returns the stage's metrics.
+
+    Args:
+        stopping: entered while there is something to lose; gives whether somebody asked to stop. Then a checkpoint is
+            written and None returned; after the last step it is too late for that, and the model is saved.
 
     Raises:
         UsageError: the model cannot be loaded or trained as configured, or the loss diverged.
+        Incomplete: a checkpoint cannot be written.
     """
     cpu = use_cpu(os.environ)
     args = SFTConfig(**sft_arguments(job.train, course.plan, scratch=job.workdir / "trainer", use_cpu=cpu))
@@ -207,18 +130,19 @@ def train(job: TrainJob, tokens: Tokens, course: Course, report: Callable[[Repor
     trainer = make_trainer(model, args, job, course, curve)
     if tokens.validation_rows > 0:
         curve.validation_loss = partial(measure_loss, trainer, Dataset.from_file(str(validation_file(job))))
-    trainer.train()
-    save(trainer, job, tokens, stored)
-    if trainer.accelerator.is_main_process:
-        (job.out / "loss.json").write_text(
-            json.dumps(sorted(curve.points, key=itemgetter("step")), indent=1) + "\n", "utf-8"
-        )
+    with stopping() as asked:
+        if not run_steps(trainer, job, course, curve, asked):
+            return None
+        save(trainer, job, tokens, stored)
+        if trainer.accelerator.is_main_process:
+            points = sorted(curve.points, key=itemgetter("step"))
+            (job.out / "loss.json").write_text(json.dumps(points, indent=1) + "\n", "utf-8")
     return _metrics(job, tokens, course, curve, base_parameters, trainable)
 
 
-def make_trainer(model: Any, args: SFTConfig, job: TrainJob, course: Course, curve: Curve) -> SFTTrainer:
+def make_trainer(model: Any, args: SFTConfig, job: TrainJob, course: Course, curve: Curve) -> CheckpointedTrainer:
     """The trainer over the encoded rows in their order."""
-    trainer = SFTTrainer(
+    trainer = CheckpointedTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_file(str(train_file(job))).select(course.order),
@@ -229,7 +153,31 @@ def make_trainer(model: Any, args: SFTConfig, job: TrainJob, course: Course, cur
     return trainer
 
 
-def measure_loss(trainer: SFTTrainer, rows: Dataset) -> float:
+def run_steps(
+    trainer: CheckpointedTrainer, job: TrainJob, course: Course, curve: Curve, asked: Callable[[], bool]
+) -> bool:
+    """Train from the beginning or from `course.start` on; returns False if it was stopped before the end."""
+    start, setting = course.start, setting_of(trainer)
+    if start is not None:
+        require_fitting(start, setting)
+        curve.restore(json.loads((start.path / CURVE).read_text("utf-8")))
+    trainer.saver = Saver(
+        folder=job.workdir / FOLDER,
+        config=job.train.checkpoint,
+        training=course.training,
+        setting=setting,
+        start=start,
+        curve=curve,
+        report=curve.report,
+        asked=asked,
+        accelerator=trainer.accelerator,
+    )
+    trainer.add_callback(trainer.saver)
+    trainer.train(resume_from_checkpoint=None if start is None else str(start.path))
+    return not trainer.saver.is_stopping
+
+
+def measure_loss(trainer: CheckpointedTrainer, rows: Dataset) -> float:
     """Mean loss in nats over the completion tokens of `rows`.
 
     Every process measures all of them, so that the figure does not depend on how many there are: the trainer's own
@@ -280,7 +228,7 @@ def _metrics(
 # ---------------------------------------------------------------------------------------------------------- saving
 
 
-def save(trainer: SFTTrainer, job: TrainJob, tokens: Tokens, stored: tuple[Any, Any]) -> None:
+def save(trainer: CheckpointedTrainer, job: TrainJob, tokens: Tokens, stored: tuple[Any, Any]) -> None:
     """Write `out/model`: adapters merged, in the number format the base is stored in, with tokenizer and template.
 
     Called in all processes, since a sharded model is gathered by all; the first one writes.
@@ -316,7 +264,7 @@ def stored_dtype(config: Any) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
-def _whole(trainer: SFTTrainer, job: TrainJob) -> Any:
+def _whole(trainer: CheckpointedTrainer, job: TrainJob) -> Any:
     """The trained model with all its weights; under FSDP gathered into a model of its own, in the first process."""
     if not trainer.is_fsdp_enabled:
         return trainer.accelerator.unwrap_model(trainer.model_wrapped)

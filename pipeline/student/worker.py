@@ -3,24 +3,31 @@
 Nothing heavy is imported before it is needed: a process that only waits for the first one is light.
 """
 
+import hashlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
+from pipeline.core.errors import Interrupted
 from pipeline.core.stage import Json
 from pipeline.student.arguments import schedule
+from pipeline.student.checkpoints import FOLDER, Checkpoint, Setting, Training, find_newest
 from pipeline.student.jobs import TrainJob, launch_id
-from pipeline.student.order import count_steps, epoch_ends, training_order
-from pipeline.student.process import QUIET, Files, Report, Reporter, run_as_worker, write_json
+from pipeline.student.order import Indices, count_steps, epoch_ends, training_order
+from pipeline.student.process import QUIET, Files, Report, Reporter, run_as_worker, sigterm_asks, write_json
 from pipeline.student.tokenise import read_json
 
 JOB: Final = "worker.json"
 WAIT_S: Final = 0.5
+
+Stopping: TypeAlias = Callable[[], AbstractContextManager[Callable[[], bool]]]
+"""Entered while a training has something to lose; gives whether somebody asked to stop."""
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +35,25 @@ logger = logging.getLogger(__name__)
 def main(path: Path) -> None:
     """Train as `worker.json` says; the first process writes `worker.result.json` when all is saved."""
     job = replace(TrainJob.read(path), launch=launch_id())
-    result = run_job(job, Reporter(Files(path).reports))
+    result = run_job(job, Reporter(Files(path).reports), sigterm_asks)
     if is_first_process():
         write_json(Files(path).beside(".result.json"), result)
 
 
-def run_job(job: TrainJob, report: Callable[[Report], None]) -> dict[str, Json]:
+def nobody_asks() -> AbstractContextManager[Callable[[], bool]]:
+    """For `run_job`: nobody asks to stop."""
+    return nullcontext(lambda: False)
+
+
+def run_job(job: TrainJob, report: Callable[[Report], None], stopping: Stopping = nobody_asks) -> dict[str, Json]:
     """Encode, check, train and save; returns the stage's metrics and counts (alike in all processes).
 
-    The first process encodes; the others wait for that before any process group exists.
+    The first process encodes and looks for a checkpoint; the others wait for that before any process group exists.
 
     Raises:
         UsageError: the rows, the model or the config are not fit for training.
+        Incomplete: a checkpoint cannot be written.
+        Interrupted: somebody asked to stop; a checkpoint was written.
     """
     from pipeline.student.shards import await_tokens, lengths_of, train_file
 
@@ -55,10 +69,13 @@ def run_job(job: TrainJob, report: Callable[[Report], None]) -> dict[str, Json]:
     )
     if is_first_process():
         report({"steps": steps, "rejected": sum(tokens.rejected.values())})
+    training = Training(job.workdir.name, steps, len(lengths), _digest(order, lengths[order]))
+    start = await_start(job, training, report, is_first=is_first_process())
 
     import torch
 
-    from pipeline.student.trainer import Course, train
+    from pipeline.student.curve import Course
+    from pipeline.student.trainer import train
 
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
@@ -68,12 +85,46 @@ def run_job(job: TrainJob, report: Callable[[Report], None]) -> dict[str, Json]:
         rows=len(lengths),
         step_tokens=lengths[order].reshape(steps, cfg.batch_size).sum(axis=1),
         epoch_ends=frozenset(epoch_ends(len(lengths), steps=steps, batch_size=cfg.batch_size)),
+        training=training,
+        start=start,
     )
-    metrics = train(job, tokens, course, report)
+    metrics = train(job, tokens, course, report, stopping)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    if metrics is None:
+        raise Interrupted("stopped by a signal", where="step train", todo="run the same command again to go on")
     rejected: dict[str, Json] = {**tokens.rejected}
     return {"metrics": metrics, "rows_in": tokens.rows_in, "rejected": rejected}
+
+
+def _digest(*arrays: Indices) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def await_start(
+    job: TrainJob, training: Training, report: Callable[[Report], None], *, is_first: bool
+) -> Checkpoint | None:
+    """Find the checkpoint to go on from in the first process of a launch; in the others wait for what it says."""
+    from pipeline.student.shards import await_file
+
+    path = job.workdir / "start.json"
+    if not is_first:
+        return await_file(path, lambda value: value["launch"] == job.launch, _start_of)
+    path.unlink(missing_ok=True)
+    found, ignored = find_newest(job.workdir / FOLDER, training)
+    for one in ignored:
+        report({"ignored": one.name, "reason": one.reason})
+    start: dict[str, Json] = {}
+    if found is not None:
+        start = {"path": str(found.path), "step": found.step, "setting": asdict(found.setting)}
+    write_json(path, {"launch": job.launch, **start})
+    return found
+
+
+def _start_of(value: dict[str, Any]) -> Checkpoint | None:
+    if "path" not in value:
+        return None
+    return Checkpoint(Path(value["path"]), value["step"], Setting(**value["setting"]))
 
 
 def is_first_process() -> bool:
@@ -90,11 +141,15 @@ def follow(workdir: Path, is_done: Callable[[], bool]) -> None:
     """Take part in a training that the first process leads: every other process of a launch calls this.
 
     Waits until the first process has written this launch's `worker.json` into `workdir`, then trains with it. Returns
-    at once when there is nothing to train.
+    at once when there is nothing to train. Whether to stop is the first process's to say: the launcher passes a signal
+    on to all of them.
 
     Args:
         workdir: the work folder of the train step's key; the same for all processes, on a folder they share.
         is_done: whether the step has its artefact already, so that the first process will not train.
+
+    Raises:
+        Interrupted: the first process was asked to stop, and wrote a checkpoint.
     """
     path = workdir / JOB
     while not is_done():

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.core.config import StudentModel, TrainStep
+from pipeline.core.errors import ExitCode
 from pipeline.core.lineage import DigestCache, path_digest
 from pipeline.core.record import Message
 from pipeline.core.stage import Result
 from pipeline.stages import train
 from pipeline.student.jobs import AnswerJob, Exam, Question
-from pipeline.student.process import Files
-from tests.support import RecordedEvents, RecordedProgress, make_context
+from pipeline.student.worker import follow
+from tests.support import (
+    RecordedEvents,
+    RecordedProgress,
+    cli_env,
+    make_context,
+    read_events,
+    run_cli,
+    write_project,
+)
 from tests.tiny_models import make_tiny_model
-from tests.training_rows import small_config, sum_row, write_dataset
+from tests.training_rows import ROOT, small_config, sum_row, write_dataset
 
 MONDAYS = [sum_row(number, completion=(Message("assistant", "Monday"),)) for number in range(48)]
 
@@ -58,7 +69,6 @@ def ask(model: Path, engine: str, folder: Path) -> list[dict[str, object]]:
     exam = Exam("student", str(model), None, {"test": questions})
     job = folder / "answer.json"
     AnswerJob(engine, "float32", 20, 8, 1, (exam,), None).write(job)  # type: ignore[arg-type]
-    Files(job).guard.touch()
     code = "import sys, pathlib; from pipeline.student.answer import main; main(pathlib.Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(job)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -114,46 +124,88 @@ def test_two_processes_train_like_one(tmp_path: Path, base: Path, dataset: Path)
     assert curves["two"] == pytest.approx(curves["one"], abs=1e-5)
 
 
-LED = """
-import os, sys
-from pathlib import Path
-from pipeline.core.config import StudentModel, TrainStep
-from pipeline.stages import train
-from pipeline.student.worker import follow, is_first_process
-from tests.support import make_context
-from tests.training_rows import small_config
-
-folder, base, dataset = map(Path, sys.argv[1:])
-if is_first_process():
-    cfg = TrainStep(train=small_config(max_steps=3, micro_batch_size=4), student=StudentModel(model=str(base)))
-    ctx = make_context(folder)
-    result = train.run(cfg, {"dataset": dataset}, folder / "out", ctx)
-    (folder / "world").write_text(str(result.metrics["world_size"]))
-else:
-    follow(folder / "work", lambda: False)
-"""
+# --------------------------------------------------------------------------------------------- two processes, as a user
 
 
-def test_inside_a_launch_the_first_process_leads_and_the_others_follow(
-    tmp_path: Path, base: Path, dataset: Path, root: Path
-) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "work").mkdir()
-    # What a killed launch left behind must not be taken for this one's.
-    (tmp_path / "work" / "worker.json").write_text(json.dumps({"launch": "another"}))
-    script = tmp_path / "led.py"
-    script.write_text(LED)
-    flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "--main_process_port", "0"]
-    done = subprocess.run(
-        [*command, "--dynamo_backend", "no", str(script), str(tmp_path), str(base), str(dataset)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "world").read_text() == "2"
-    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
-    assert not (tmp_path / "work" / "worker.json").exists()
+@dataclass
+class Project:
+    """A project whose rows exist; each data folder starts anew from there."""
+
+    folder: Path
+
+    def command(self, how: str, data: str, *overrides: str) -> list[str]:
+        """Train with two processes: `pipeline` launches them, or `accelerate` does and each of them is a pipeline."""
+        sets = [word for override in overrides for word in ("--set", override)]
+        arguments = ["-m", "pipeline", "train", "run.yaml", "--data", data, *sets]
+        if how == "pipeline":
+            return [sys.executable, *arguments, "--set", "train.processes=2"]
+        flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+        return [sys.executable, "-m", "accelerate.commands.launch", *flags, "--main_process_port", "0", *arguments]
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        env = cli_env({"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+        with (self.folder / "log.txt").open("wb") as log:
+            return subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT)
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    def events(self, data: str, name: str) -> list[dict[str, Any]]:
+        """Of all runs in the data folder: overrides make runs of other names."""
+        folders = (self.folder / data / "runs").glob("*/")
+        return [event for folder in folders for event in read_events(folder) if event["event"] == name]
+
+    def written(self, data: str) -> tuple[bytes, bytes]:
+        """Weights and loss curve of the one artefact of `train`."""
+        (artefact,) = (self.folder / data / "store" / "train").iterdir()
+        return (artefact / "model" / "model.safetensors").read_bytes(), (artefact / "loss.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("project")
+    make_tiny_model(folder / "base")
+    cpu = str(ROOT / "configs" / "accelerate" / "cpu.yaml")
+    settings = small_config(epochs=20, micro_batch_size=1, log_steps=4, checkpoint={"steps": 5}, accelerate=cpu)
+    write_project(folder, student={"model": "./base"}, train=settings.model_dump(mode="json"))
+    for data in ("straight", "resumed"):
+        done = run_cli("run", "run.yaml", "--until", "dataset", "--data", data, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return Project(folder)
+
+
+def test_two_processes_are_one_training_however_they_are_launched(project: Project) -> None:
+    straight = project.start(*project.command("accelerate", "straight"))
+    assert straight.wait() == 0, project.log()
+    (started,) = project.events("straight", "train_started")
+    assert (started["world_size"], started["steps"], started["resumed_from"]) == (2, 30, None)
+    assert len(project.events("straight", "run_started")) == 2, "only the first process took the run's lock"
+    assert len(project.events("straight", "step_committed")) == 6
+    lock = json.loads((project.folder / "run.lock.json").read_text())
+    assert [lock["train"]["key"]] == [path.name for path in (project.folder / "straight/store/train").iterdir()]
+
+    stopped = project.start(*project.command("accelerate", "resumed"))
+    while not project.events("resumed", "checkpoint_saved") and stopped.poll() is None:
+        time.sleep(0.1)
+    stopped.terminate()  # the launcher, which passes it on
+    assert stopped.wait() != 0
+    assert "resume with: python -m pipeline train" in project.log()
+    ended = [event["exit_code"] for event in project.events("resumed", "run_ended")]
+    assert ended == [ExitCode.COMPLETE, ExitCode.TERMINATED]
+    step = project.events("resumed", "checkpoint_saved")[-1]["step"]
+    assert step > 5
+
+    last = project.start(*project.command("pipeline", "resumed"))
+    assert last.wait() == 0, project.log()
+    both = project.events("resumed", "train_started")
+    assert sorted((event["world_size"], event["resumed_from"] or 0) for event in both) == [(2, 0), (2, step)]
+    assert project.written("resumed") == project.written("straight")
+
+
+def test_a_file_of_another_launch_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "key").mkdir()
+    path = tmp_path / "key" / "worker.json"
+    path.write_text(json.dumps({"launch": "another"}))
+    asked = iter([False, False, True])
+    follow(tmp_path / "key", lambda: next(asked))  # it waits until there is nothing to train
+    assert list(asked) == []

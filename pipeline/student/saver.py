@@ -1,0 +1,229 @@
+"""Writes checkpoints out of a running training and loads them: when it is time, and when a signal asks to stop."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from pipeline.core.config import CheckpointConfig
+from pipeline.core.errors import Incomplete, PipelineError, UsageError, boundary
+from pipeline.core.stage import Json
+from pipeline.student.checkpoints import Checkpoint, Setting, Training, commit, prune, size_of, staging
+from pipeline.student.curve import Curve
+from pipeline.student.process import Report
+
+WEIGHTS: Final = "trained.safetensors"
+CURVE: Final = "curve.json"
+TRAINER_STATE: Final = "trainer_state.json"
+"""The trainer's name for it."""
+
+
+class CheckpointedTrainer(SFTTrainer):
+    """TRL's trainer with checkpoints of our own form: only what is trained, loaded strictly, committed as a whole.
+
+    The trainer's own form holds the tokenizer and a pickle of the arguments, lets the names of some models' weights
+    differ from those it looks for when it loads, and then only warns.
+    """
+
+    saver: "Saver"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Called by the trainer in every process when `control.should_save` is set."""
+        self.saver.save(self)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Called by the trainer before the model is wrapped; with FSDP afterwards, and then Accelerate loads."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+@dataclass(slots=True)
+class Saver(TrainerCallback):
+    """Decides after each step, for all processes alike, whether to write a checkpoint and whether to stop.
+
+    Attributes:
+        folder: where checkpoints lie.
+        config: when they are written.
+        training, setting: what they are labelled with.
+        start: the one that this training goes on from.
+        asked: whether somebody asked to stop; one process that was asked suffices.
+        accelerator: the trainer's.
+        is_stopping: a checkpoint was written because somebody asked to stop.
+    """
+
+    folder: Path
+    config: CheckpointConfig
+    training: Training
+    setting: Setting
+    start: Checkpoint | None
+    curve: Curve
+    report: Callable[[Report], None]
+    asked: Callable[[], bool]
+    accelerator: Any
+    saved_at: float = 0.0
+    is_stopping: bool = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Report how many processes take part (each counts itself) and from where the training goes on."""
+        self.saved_at = time.monotonic()
+        (processes,) = self._sum([1])
+        if self.accelerator.is_main_process:
+            before = None if self.start is None else self.start.step
+            changed: list[Json] = [] if self.start is None else [*changes(self.start.setting, self.setting)]
+            self.report(
+                {
+                    "started": {
+                        "world_size": processes,
+                        "steps": self.training.steps,
+                        "resumed_from": before,
+                        "changed": changed,
+                    }
+                }
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint if one is due or somebody asked to stop; clocks differ, so the first process decides.
+
+        After the last step neither matters: the model itself is saved next.
+        """
+        if state.global_step == self.training.steps:
+            return control
+        due = self._is_due(state.global_step) and self.accelerator.is_main_process
+        saves, stops = self._sum([due, self.asked()])
+        self.is_stopping = stops > 0
+        control.should_save = saves > 0 or self.is_stopping
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Stop after the checkpoint, if it was written for that."""
+        control.should_training_stop = control.should_training_stop or self.is_stopping
+        return control
+
+    def save(self, trainer: CheckpointedTrainer) -> None:
+        """Write and commit a checkpoint; called in all processes, all of which leave when it is committed.
+
+        Raises:
+            Incomplete: it cannot be written; earlier checkpoints are untouched.
+        """
+        begun, step = time.monotonic(), trainer.state.global_step
+        staged = staging(self.folder, step)
+        with _writing(staged):
+            self._write(trainer, staged)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            with _writing(staged):
+                checkpoint = commit(self.folder, step, self.training, self.setting)
+                prune(self.folder, self.config.keep)
+            seconds = round(time.monotonic() - begun, 3)
+            self.report({"checkpoint": {"step": step, "bytes": size_of(checkpoint), "seconds": seconds}})
+        # A process that ended now, with an error of its own, would make the launcher end the first one as well.
+        self.accelerator.wait_for_everyone()
+        self.saved_at = time.monotonic()
+
+    def _write(self, trainer: CheckpointedTrainer, staged: Path) -> None:
+        staged.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            if not trainer.is_fsdp_enabled:
+                tensors = trained_tensors(self.accelerator.unwrap_model(trainer.model))
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / WEIGHTS)
+            trainer.state.save_to_json(str(staged / TRAINER_STATE))
+            (staged / CURVE).write_text(json.dumps(self.curve.facts()), "utf-8")
+        # With FSDP this writes the model as well. The random states are each process's own.
+        trainer._save_optimizer_and_scheduler(str(staged))
+        trainer._save_rng_state(str(staged))
+
+    def _is_due(self, step: int) -> bool:
+        """Whether it is time."""
+        minutes, steps = self.config.minutes, self.config.steps
+        by_clock = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return by_clock or (steps is not None and step % steps == 0)
+
+    def _sum(self, numbers: list[int]) -> list[int]:
+        """Sums over all processes."""
+        tensor = torch.tensor(numbers, dtype=torch.int64, device=self.accelerator.device)
+        sums: list[int] = self.accelerator.reduce(tensor, reduction="sum").tolist()
+        return sums
+
+
+@contextmanager
+def _writing(staged: Path) -> Iterator[None]:
+    """Turn whatever goes wrong into `Incomplete` and give the disk its room back.
+
+    Torch and safetensors say a full disk in errors of their own (RuntimeError, SafetensorError), not as OSError.
+    """
+    todo = "make room or give write access, then run the same command again; earlier checkpoints are kept"
+    try:
+        with boundary(Incomplete, "a checkpoint cannot be written", where=str(staged.parent), todo=todo):
+            yield
+    except PipelineError:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def setting_of(trainer: SFTTrainer) -> Setting:
+    """How this trainer trains."""
+    return Setting(
+        world_size=trainer.accelerator.num_processes,
+        micro_batch_size=trainer.args.per_device_train_batch_size,
+        sharded=bool(trainer.is_fsdp_enabled),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+    )
+
+
+def changes(before: Setting, now: Setting) -> list[str]:
+    """`world_size: 2 -> 1` for each difference."""
+    old, new = asdict(before), asdict(now)
+    return [f"{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
+
+
+def require_fitting(start: Checkpoint, setting: Setting) -> None:
+    """Refuse a checkpoint whose files this launch cannot read.
+
+    Raises:
+        UsageError: one launch shares the model among its processes (FSDP), the other does not.
+    """
+    if start.setting.sharded != setting.sharded:
+        how = "by processes that shared one model (FSDP)" if start.setting.sharded else "without FSDP"
+        todo = f"launch it as before, or remove {start.path.parent} to train from the beginning"
+        raise UsageError(f"the checkpoint was written {how}, unlike this launch", where=str(start.path), todo=todo)
+
+
+# ----------------------------------------------------------------------------------------------------------- weights
+
+
+def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The parameters that are trained, and the buffers; tied ones once. They share the model's memory."""
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    wanted |= {name for name, _ in model.named_buffers()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in wanted}
+
+
+def load_trained(model: Any, path: Path) -> None:
+    """Put the tensors of a checkpoint into the model, all of them and no others.
+
+    Raises:
+        UsageError: the model has other tensors.
+    """
+    tensors, trained = load_file(path), trained_tensors(model)
+    if {name: tensor.shape for name, tensor in tensors.items()} != {name: t.shape for name, t in trained.items()}:
+        todo = f"install the versions that wrote it, or remove {path.parents[1]} to train from the beginning"
+        raise UsageError("the checkpoint's weights do not fit the model", where=str(path), todo=todo)
+    for name, tensor in tensors.items():
+        trained[name].copy_(tensor)
