@@ -1,14 +1,15 @@
 """What many tests need: a `Context` without a terminal, small rows, a small project and its command line."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s for: {what}"
         time.sleep(0.01)
+
+
+@contextmanager
+def logger_is_restored() -> Iterator[None]:
+    """Undo what `main` does to the package's logger, which outlives a call of it inside a test."""
+    logger = logging.getLogger("pipeline")
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.level, logger.propagate = before

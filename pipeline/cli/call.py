@@ -4,7 +4,7 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -28,19 +28,27 @@ class Call:
     Attributes:
         secrets: values that no message may hold; known once the config is read.
         stop: the request to stop, which a signal makes.
+        terminals: which of stdout and stderr were a terminal when we began to catch signals.
     """
 
     secrets: tuple[str, ...] = ()
     stop: Stop = field(default_factory=Stop)
+    terminals: tuple[int, ...] = ()
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Catch SIGINT and SIGTERM inside the block: the first one is a request to stop, the second ends at once.
+        """Catch SIGINT, SIGTERM and SIGHUP (the terminal was closed) inside the block: the first one is a request to
+        stop, the second ends at once. A SIGHUP is never the second: the system and the shell both send it. It stays
+        ignored where it is, as `nohup` wants.
 
         Raises:
             KeyboardInterrupt: the second signal came.
         """
-        old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.terminals = tuple(number for number in (1, 2) if os.isatty(number))
+        caught = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            caught.append(signal.SIGHUP)
+        old = {number: signal.signal(number, self._handle) for number in caught}
         try:
             yield
         finally:
@@ -49,11 +57,24 @@ class Call:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.stop.requested.is_set()
-        self.stop.request(ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED)
+        if number == signal.SIGHUP:
+            self._leave_terminals()
+            if again:
+                return
+        self.stop.request(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED)
         if again:
             raise KeyboardInterrupt
         # Not print: the signal may have come in the middle of one, which Python refuses to enter again.
-        os.write(2, b"\nstopping: finishing what is in flight; once more stops at once\n")
+        with suppress(OSError):  # a terminal that is gone
+            os.write(2, b"\nstopping: finishing what is in flight; once more stops at once\n")
+
+    def _leave_terminals(self) -> None:
+        """Send to /dev/null what would go to a terminal that is gone: the progress display would fail on it."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        for number in self.terminals:
+            if not os.isatty(number):
+                os.dup2(null, number)
+        os.close(null)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +107,7 @@ DATA = click.option("--data", type=click.Path(path_type=Path), default=Path("dat
                     help="Folder of store, responses and runs.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 VERBOSE = click.option("--verbose", is_flag=True, help="More messages.")
-CONFIG = click.argument("config", type=click.Path(path_type=Path))
+CONFIG = click.argument("config", type=click.Path(path_type=Path, readable=False))
 SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a config value; repeatable.")
 
 

@@ -6,10 +6,13 @@ import click
 
 from pipeline.cli.call import Call, Target, on_config
 from pipeline.cli.show import say_outcomes, say_plan
+from pipeline.runner.checks import warn_of_refusal
+from pipeline.runner.locked import lock_to
 from pipeline.runner.plan import plan, until
 from pipeline.runner.run import follow_training, leads_launch, run_all, run_one
 from pipeline.runner.steps import step_names
 
+LOCKED = click.option("--locked", is_flag=True, help="Keep to the lock file: exit 5 if config, files or rows differ.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would run and why, and run nothing.")
 
 
@@ -17,13 +20,16 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would run and w
 @on_config
 @click.option("--until", "last", type=click.Choice(step_names()), help="Last step to run.")
 @click.option("--force", is_flag=True, help="Run all steps anew from the stored answers; equal content keeps the old.")
+@LOCKED
 @DRY_RUN
 @click.pass_obj
-def run_command(call: Call, target: Target, last: str | None, force: bool, dry_run: bool) -> None:
+def run_command(call: Call, target: Target, last: str | None, force: bool, locked: bool, dry_run: bool) -> None:
     """Run all steps that have no result yet."""
     session = target.open(call)
+    if locked:
+        session = lock_to(session, last)
     if dry_run:
-        say_plan(until(plan(session), last), as_json=target.as_json)
+        say_plan(session, until(plan(session), last), as_json=target.as_json)
         return
     with call.signals():
         outcomes = run_all(session, last, force=force)
@@ -35,7 +41,9 @@ def run_command(call: Call, target: Target, last: str | None, force: bool, dry_r
 @click.pass_obj
 def plan_command(call: Call, target: Target) -> None:
     """Say what `run` would do and why, without doing it."""
-    say_plan(plan(target.open(call)), as_json=target.as_json)
+    session = target.open(call)
+    warn_of_refusal(session)
+    say_plan(session, plan(session), as_json=target.as_json)
 
 
 def stage_commands() -> Sequence[click.Command]:
@@ -52,7 +60,7 @@ def _stage_command(name: str) -> click.Command:
     def stage_command(call: Call, target: Target, force: bool, dry_run: bool) -> None:
         session = target.open(call)
         if dry_run:
-            say_plan(until(plan(session), name), as_json=target.as_json)
+            say_plan(session, until(plan(session), name), as_json=target.as_json)
             return
         with call.signals():
             if name == "train" and not leads_launch():

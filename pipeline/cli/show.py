@@ -1,18 +1,16 @@
 """Results as a terminal shows them and as scripts read them."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.core.errors import ExitCode
-from pipeline.core.log import safe_text
+from pipeline.core.log import drop_output, safe_text
+from pipeline.runner.locked import Locked
 from pipeline.runner.plan import Planned
 from pipeline.runner.run import Outcome
 from pipeline.runner.session import Session
-from pipeline.runner.status import RunStatus
 
 
 def say(text: str) -> None:
@@ -20,7 +18,7 @@ def say(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output(sys.stdout)
 
 
 def say_json(value: Any) -> None:
@@ -28,10 +26,11 @@ def say_json(value: Any) -> None:
     say(json.dumps(value, indent=2, default=str))
 
 
-def say_plan(planned: Sequence[Planned], *, as_json: bool) -> None:
+def say_plan(session: Session, planned: Sequence[Planned], *, as_json: bool) -> None:
     """What would happen to each step."""
     if as_json:
-        say_json([{"step": p.step.name, "state": p.state, "key": p.key, "reasons": list(p.reasons)} for p in planned])
+        rows = [{"step": p.step.name, "state": p.state, "key": p.key, "reasons": list(p.reasons)} for p in planned]
+        say_json({"run": session.loaded.run_name, "steps": rows})
         return
     for each in planned:
         reasons = "; ".join(each.reasons)
@@ -46,35 +45,33 @@ def say_outcomes(session: Session, outcomes: Sequence[Outcome], *, as_json: bool
     if as_json:
         rows = [_outcome_json(session, outcome) for outcome in outcomes]
         summary = {"run": session.loaded.run_name, "steps": rows, "evaluation": evaluation}
-        say_json(summary | {"report": str(report) if report is not None else None})
+        locked = None if session.locked is None else _locked_json(session.locked)
+        say_json(summary | {"report": str(report) if report is not None else None, "locked": locked})
         return
     for outcome in outcomes:
         manifest = outcome.artefact.manifest
         done = "done" if outcome.ran else "cached"
         say(f"{outcome.step.name:10} {done:7} {manifest.rows_in:>9,} in {manifest.rows_out:>9,} out   "
             f"{session.folder / outcome.step.name}")  # fmt: skip
+    if session.locked is not None:
+        say(_locked_line(session.locked))
     if evaluation is not None:
         say(_evaluation_table(evaluation))
     if report is not None:
         say(f"report: {report}")
 
 
-def say_status(found: RunStatus, *, as_json: bool) -> None:
-    """The state of a run."""
-    if as_json:
-        say_json(asdict(found))
-        return
-    for each in found.steps:
-        rows = "" if each.rows_out is None else f"{each.rows_in:>9,} in {each.rows_out:>9,} out"
-        unfinished = ("unfinished, will be resumed",) if each.unfinished else ()
-        told = f"{each.step:10} {each.state:8} {rows:28} {'; '.join((*each.reasons, *unfinished))}"
-        say(safe_text(told.rstrip()))
-    if found.held_by is not None:
-        say(safe_text(f"running: {found.held_by}"))
-    elif found.last_end is not None and found.last_end != ExitCode.COMPLETE:
-        say(safe_text(f"the last run ended with exit code {found.last_end}: {found.last_error}"))
-    if found.next_command is not None:
-        say(safe_text(f"next: {found.next_command}"))
+def _locked_json(locked: Locked) -> dict[str, Any]:
+    return {"drift": [asdict(drift) for drift in locked.drift], "by_recipe": locked.by_recipe}
+
+
+def _locked_line(locked: Locked) -> str:
+    """How what there is compares with the lock file."""
+    if not locked.drift:
+        return f"as {locked.path} says"
+    drift = ", ".join(f"{each.step} ({each.locked[:12]} -> {each.content[:12]})" for each in locked.drift)
+    after = f"; compared by recipe only: {', '.join(locked.by_recipe)}" if locked.by_recipe else ""
+    return safe_text(f"drift from {locked.path}: {drift}{after}")
 
 
 def _outcome_json(session: Session, outcome: Outcome) -> dict[str, Any]:

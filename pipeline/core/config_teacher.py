@@ -178,6 +178,11 @@ class OpenAITeacher(ConfigModel):
     max_tokens_field: Annotated[Literal["max_tokens", "max_completion_tokens"], OPERATIONAL] = "max_tokens"
     """Name under which the API takes the cap; OpenAI's reasoning models want `max_completion_tokens`."""
 
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable that holds the key; None: no key is sent."""
+        return None if self.api_key is None else self.api_key.removeprefix("${env:").removesuffix("}")
+
     @field_validator("base_url")
     @classmethod
     def _key_and_prompts_travel_encrypted(cls, base_url: str) -> str:

@@ -1,9 +1,10 @@
 """What can go wrong in a way that a person can act on, and the exit code each case ends with."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import partial
 from typing import ClassVar
 
 
@@ -38,6 +39,10 @@ class PipelineError(Exception):
         self.where = where
         self.todo = todo
 
+    def __reduce__(self) -> tuple[Callable[[], "PipelineError"], tuple[()]]:
+        """How it comes back from a worker process: an exception is pickled by its positional arguments alone."""
+        return partial(type(self), self.what, where=self.where, todo=self.todo), ()
+
     def __str__(self) -> str:
         return f"error: {self.what}\n   at: {self.where}\n   do: {self.todo}"
 
@@ -54,6 +59,12 @@ class Incomplete(PipelineError):
 
 class CorruptArtefact(PipelineError):
     """Bytes on disk are not the bytes that were committed."""
+
+    exit_code = ExitCode.INTEGRITY
+
+
+class LockDrift(PipelineError):
+    """What runs, or what came out of it, is not what the lock file says."""
 
     exit_code = ExitCode.INTEGRITY
 
@@ -80,7 +91,7 @@ class LostRows(Exception):
     """A stage broke `rows_in == rows_out + rejected`: a bug in that stage, never a user's mistake."""
 
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextmanager
@@ -107,4 +118,6 @@ def boundary(error_class: type[PipelineError], what: str, *, where: str, todo: s
     except PipelineError:
         raise
     except Exception as error:
-        raise error_class(f"{what}: {type(error).__name__}: {error}", where=where, todo=todo) from error
+        system = error.strerror if isinstance(error, OSError) else None
+        reason = system or f"{type(error).__name__}: {error}"
+        raise error_class(f"{what}: {reason}", where=where, todo=todo) from error

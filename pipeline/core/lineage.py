@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
 from pipeline.core.errors import CorruptArtefact
 from pipeline.core.stage import Json, Result
@@ -75,26 +77,88 @@ def step_key(parts: Mapping[str, Json]) -> str:
     return digest_json({"format": FORMAT, **parts})
 
 
+ChangeKind = Literal["setting", "file", "input", "code"]
+_KINDS: tuple[ChangeKind, ...] = ("setting", "file", "input", "code")
+_PARTS: dict[str, ChangeKind] = {"config": "setting", "files": "file", "inputs": "input"}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference between the parts of two keys.
+
+    Attributes:
+        kind: "setting" (a config field), "file" (its bytes), "input" (what an upstream step made), or "code".
+        name: `filter.min_chars`; a file's path in the config; an upstream step; `version`.
+        before, after: a setting's value as JSON text, or a digest; None where it is absent.
+    """
+
+    kind: ChangeKind
+    name: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        if self.kind in ("setting", "code"):
+            before, after = (_excerpt(*pair) for pair in ((self.before, self.after), (self.after, self.before)))
+            return f"{self.name}: {before} -> {after}"
+        before, after = _short_digests(self.before, self.after)
+        what = "file" if self.kind == "file" else "rows of"
+        return f"{what} {self.name} changed: {before} -> {after}"
+
+
+SHOWN = 60
+"""Characters of a setting that are shown at most; of a longer one those around the first difference."""
+
+
+def _excerpt(text: str | None, other: str | None) -> str:
+    if text is None:
+        return "absent"
+    if len(text) <= SHOWN:
+        return text
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other or "", strict=False)))
+    start = max(0, same - SHOWN // 3)
+    return f"{'…' if start else ''}{text[start : start + SHOWN]}{'…' if start + SHOWN < len(text) else ''}"
+
+
+def _short_digests(before: str | None, after: str | None) -> tuple[str, str]:
+    """Twelve digits of each; of `<content> <key>` those of the keys where the contents are equal."""
+    old, new = (("absent", "") if each is None else each.split(" ", 1) for each in (before, after))
+    at = -1 if old[0] == new[0] else 0
+    return old[at][:12], new[at][:12]
+
+
 def explain(old: dict[str, Json] | None, new: dict[str, Json]) -> list[str]:
-    """Why a key differs from the locked one: `filter.min_chars: 1 -> 5`, one line per difference."""
+    """Why a key differs from an older one: `filter.min_chars: 1 -> 5`, one line per difference."""
     if old is None:
         return ["never ran"]
-    before = {name: json.dumps(value, ensure_ascii=False) for name, value in _flatten(old).items()}
-    after = {name: json.dumps(value, ensure_ascii=False) for name, value in _flatten(new).items()}
-    lines = [
-        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
+    return [str(change) for change in changes(old, new)] or ["its artefact is not in the store"]
+
+
+def changes(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[Change]:
+    """The differences between the parts of two keys (see `step_key`): settings, files, inputs, code."""
+    before, after = _facts(old), _facts(new)
+    places = sorted(before.keys() | after.keys(), key=lambda place: (_KINDS.index(place[0]), place[1]))
+    return [
+        Change(*place, before.get(place), after.get(place)) for place in places if before.get(place) != after.get(place)
     ]
-    return lines or ["its artefact is not in the store"]
 
 
-def _flatten(value: Json, path: str = "") -> dict[str, Json]:
-    if not isinstance(value, dict):
-        return {path: value[:12] if path.startswith(("files", "inputs")) and isinstance(value, str) else value}
+def _facts(parts: Mapping[str, Json]) -> dict[tuple[ChangeKind, str], str]:
+    """(kind, name) -> value of everything in the parts; parts of a damaged lock file may be anything."""
+    facts: dict[tuple[ChangeKind, str], str] = {}
+    for part, value in parts.items():
+        kind = _PARTS.get(part, "code")
+        for name, leaf in _flatten(value).items() if isinstance(value, dict) else [("", value)]:
+            text = leaf if kind in ("file", "input") and isinstance(leaf, str) else json.dumps(leaf, ensure_ascii=False)
+            facts[kind, name or part] = text
+    return facts
+
+
+def _flatten(value: dict[str, Json], path: str = "") -> dict[str, Json]:
     flat: dict[str, Json] = {}
     for name, item in value.items():
-        flat.update(_flatten(item, name if path in ("", "config") else f"{path}.{name}"))
+        inside = f"{path}.{name}" if path else name
+        flat |= _flatten(item, inside) if isinstance(item, dict) and item else {inside: item}
     return flat
 
 
@@ -133,7 +197,7 @@ class DigestCache:
         self._changed = False
         try:
             known = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return
         if isinstance(known, dict) and all(isinstance(digest, str) for digest in known.values()):
             self._known = known
@@ -228,7 +292,7 @@ class Manifest:
             sealed = json.loads(path.read_text("utf-8"))
             seal = sealed.pop(SEAL)
             manifest = cls(**sealed)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise CorruptArtefact(f"not a manifest: {error}", where=str(path), todo=todo) from error
         if seal != digest_json(sealed) or manifest.format != FORMAT:
             raise CorruptArtefact("the manifest was changed or is of another format", where=str(path), todo=todo)

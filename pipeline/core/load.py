@@ -1,19 +1,20 @@
-"""From a YAML file to a `RunConfig`: strict reading, and every mistake named at once with the nearest valid name."""
+"""From a YAML file to a `RunConfig`: strict reading, and every mistake named at once with its line."""
 
 import difflib
-import types
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import errno
+import stat
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UsageError
 from pipeline.core.lineage import digest_json
+from pipeline.core.mistakes import Mistake, booleans_as_numbers, mistakes_in
 
 MAX_BYTES = 1_000_000
 
@@ -60,13 +61,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         raise UsageError("the config is not a mapping", where=str(path), todo="start from configs/quickstart.yaml")
     for override in overrides:
         _apply_override(data, override)
+    todo = "correct it; `python -m pipeline schema` prints all valid keys"
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
-        mistakes = error.errors(include_url=False, include_input=False)
-        raise _refusal(path, [_problem(data, details) for details in mistakes]) from None
-    if booleans := [*_booleans_as_numbers(data, config)]:
-        raise _refusal(path, [f"{name}: give a number, not yes or no" for name in booleans])
+        raise refusal(path, mistakes_in(RunConfig, data, error), todo, overrides) from None
+    if booleans := [*booleans_as_numbers(data, config)]:
+        raise refusal(path, booleans, todo, overrides)
     last = {name: value for name, _, value in (override.partition("=") for override in overrides)}
     suffix = f"+{digest_json({**last})[:8]}" if overrides else ""
     return Loaded(config, path, tuple(overrides), config.name + suffix)
@@ -94,27 +95,54 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UsageError: the file is missing, too large, not UTF-8 or not such a document.
     """
+    text = _read_text(path)
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        todo = "check the path; it is taken from the current folder"
-        raise UsageError(f"cannot read the file: {error.strerror}", where=str(path), todo=todo) from error
-    if len(raw) > MAX_BYTES:
-        raise UsageError("the file is larger than 1 MB", where=str(path), todo="a config holds settings, not data")
-    try:
-        return yaml.load(raw.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader, made stricter)
-    except UnicodeDecodeError as error:
-        raise UsageError("the file is not UTF-8 text", where=str(path), todo="save it as UTF-8") from error
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader, made stricter)
+    except yaml.reader.ReaderError as error:
+        where = f"{path}:{text.count(chr(10), 0, error.position) + 1}"
+        what = f"not valid YAML: a control character (#x{ord(text[error.position]):04x})"
+        raise UsageError(what, where=where, todo="remove it") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"not valid YAML: {problem}", where=place, todo="correct this line") from error
+        todo = "correct this line or the one above: spaces before keys (no tabs), `key: value`, quotes around odd text"
+        if problem.startswith("duplicate key"):
+            todo = "keep one of the two"
+        raise UsageError(f"not valid YAML: {problem}", where=place, todo=todo) from error
     except (ValueError, RecursionError) as error:  # a date or number that cannot be, or thousands of brackets
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         todo = "quote the value if it is meant as text"
         raise UsageError(f"not valid YAML: {problem}", where=str(path), todo=todo) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if str(path) == "-" or path.parts[:2] in (("/", "dev"), ("/", "proc")) or stat.S_ISFIFO(path.stat().st_mode):
+            todo = "save it as a file: the lock file is written beside it, and resuming reads it again"
+            raise UsageError("the config is read from a file, not from a stream", where=str(path), todo=todo)
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot read the file: {reason}", where=str(path), todo=_other_file(path, error)) from error
+    if len(raw) > MAX_BYTES:
+        raise UsageError("the file is larger than 1 MB", where=str(path), todo="a config holds settings, not data")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("the file is not UTF-8 text", where=str(path), todo="save it as UTF-8") from error
+
+
+def _other_file(path: Path, error: OSError | ValueError) -> str:
+    """What to do about a file that cannot be read: perhaps one of a similar name was meant."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.EISDIR:
+        return f"name a file in it, such as {next(iter(sorted(path.glob('*.yaml'))), path / 'run.yaml')}"
+    if code == errno.EACCES:
+        return "give it read access"
+    siblings = [each.name for each in path.parent.glob("*.yaml")] if code == errno.ENOENT else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else "check the path; it is taken from the current folder"
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -157,98 +185,46 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     target[last] = value
 
 
-# ------------------------------------------------------------------------------------------ mistakes, explained
+# -------------------------------------------------------------------------------------------- mistakes, placed
 
 
-def _refusal(path: Path, problems: Sequence[str]) -> UsageError:
-    different = [*dict.fromkeys(problems)]
-    listed = "\n       ".join(different)
-    todo = "correct these keys; `python -m pipeline schema` prints all valid ones"
-    return UsageError(f"{len(different)} wrong in the config:\n       {listed}", where=str(path), todo=todo)
+def refusal(path: Path, mistakes: Sequence[Mistake], todo: str, overrides: Sequence[str] = ()) -> UsageError:
+    """The error about the mistakes in a YAML file, each with its line or with the `--set` that brought it."""
+    places = [_place(path, mistake, overrides) for mistake in mistakes]
+    if len(mistakes) == 1:
+        return UsageError(str(mistakes[0]), where=places[0], todo=todo)
+    listed = [f"{mistake} ({place})" for mistake, place in zip(mistakes, places, strict=True)]
+    what = "\n       ".join([f"{len(mistakes)} mistakes:", *listed])
+    return UsageError(what, where=str(path), todo=todo.replace("correct it", "correct them"))
 
 
-def _booleans_as_numbers(data: Any, read: Any, path: str = "") -> Iterator[str]:
-    """Paths where a YAML yes or no stands for a number: pydantic takes true for 1, and a reader of the file would not.
-
-    Args:
-        data: the YAML's value.
-        read: what it was validated to: a model, a container or a value.
-    """
-    if isinstance(data, dict):
-        for name, item in data.items():
-            child = getattr(read, name) if isinstance(read, BaseModel) else read[name]
-            yield from _booleans_as_numbers(item, child, f"{path}.{name}".lstrip("."))
-    elif isinstance(data, bool) and not isinstance(read, bool):
-        yield path
+def _place(path: Path, mistake: Mistake, overrides: Sequence[str]) -> str:
+    keys = tuple(map(str, mistake.path))
+    names = [override.partition("=")[0] for override in reversed(overrides)]
+    line, found = _line_of(path, keys)
+    whole = found >= len(keys) - mistake.absent
+    for name in names:
+        given = tuple(name.split("."))
+        if keys[: len(given)] == given or (not whole and given[: found + 1] == keys[: found + 1]):
+            return f"--set {name}=…"  # the value may be a secret
+    return f"{path}:{line}"
 
 
-def _problem(data: dict[str, Any], details: ErrorDetails) -> str:
-    """One line for one mistake: path, message, nearest valid name."""
-    path = _real_path(data, details["loc"], missing=details["type"] == "missing")
-    shown = ".".join(map(str, path)) or "(top level)"
-    if details["type"] == "extra_forbidden":
-        names = _valid_names(RunConfig, data, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(names)}"
-        return f"{shown}: unknown key; {hint}"
-    if details["type"] == "missing":
-        return f"{shown}: is required"
-    if details["type"] == "union_tag_not_found":
-        return f"{shown}.kind: is required"
-    if details["type"] == "string_pattern_mismatch" and "env:" in str(details.get("ctx", {}).get("pattern")):
-        return f"{shown}: give a reference such as ${{env:API_KEY}}; a key itself does not belong in a file"
-    return f"{shown}: {details['msg'].removeprefix('Value error, ')}"
-
-
-def _real_path(data: Any, location: tuple[int | str, ...], *, missing: bool) -> list[int | str]:
-    """Pydantic's location without the union tags it puts between the keys; `missing`: its last part is not there."""
-    path: list[int | str] = []
-    current: Any = data
-    for position, part in enumerate(location):
-        if isinstance(current, Mapping) and part in current:
-            current = current[part]
-        elif isinstance(current, Sequence) and not isinstance(current, str) and isinstance(part, int):
-            current = current[part] if part < len(current) else None
-        elif not missing or position != len(location) - 1:
-            continue
-        path.append(part)
-    return path
-
-
-def _valid_names(model: type[BaseModel], data: Any, path: Sequence[int | str]) -> list[str]:
-    """Names of the fields that may stand at `path`; empty where the place is not a model."""
-    candidates: list[Any] = [model]
-    for part in path:
-        data = data.get(part) if isinstance(data, Mapping) else None
-        kind = data.get("kind") if isinstance(data, Mapping) else None
-        candidates = [model for each in candidates for model in _children(each, part)]
-        candidates = [each for each in candidates if _accepts_kind(each, kind)]
-    return sorted({name for each in candidates if _is_model(each) for name in each.model_fields})
-
-
-def _children(annotation: Any, part: int | str) -> list[Any]:
-    """The types that a key or index of `annotation` may have, unions and containers opened."""
-    if _is_model(annotation):
-        field = annotation.model_fields.get(str(part))
-        return [] if field is None else _open(field.annotation)
-    arguments = get_args(annotation)
-    return _open(arguments[-1]) if arguments else []
-
-
-def _open(annotation: Any) -> list[Any]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _open(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [each for argument in get_args(annotation) for each in _open(argument)]
-    return [annotation]
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _accepts_kind(annotation: Any, kind: Any) -> bool:
-    if kind is None or not _is_model(annotation) or "kind" not in annotation.model_fields:
-        return True
-    return kind in get_args(annotation.model_fields["kind"].annotation)
+def _line_of(path: Path, keys: Sequence[str]) -> tuple[int, int]:
+    """The line of the deepest of these keys that the file has, and how many of them it has."""
+    try:
+        node = yaml.compose(_read_text(path), Loader=_StrictLoader)
+    except (yaml.YAMLError, UsageError):  # it was changed since it was read
+        return 1, 0
+    line = 1
+    for found, key in enumerate(keys):
+        if isinstance(node, yaml.MappingNode):
+            step = next(((name, value) for name, value in node.value if name.value == key), None)
+        elif isinstance(node, yaml.SequenceNode) and key.isdecimal() and int(key) < len(node.value):
+            step = (node.value[int(key)], node.value[int(key)])
+        else:
+            step = None
+        if step is None:
+            return line, found
+        line, node = step[0].start_mark.line + 1, step[1]
+    return line, len(keys)

@@ -1,5 +1,6 @@
 """What a run says: messages on stderr, events in `events.jsonl`, a progress bar on a terminal or a line per 30 s."""
 
+import io
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from pipeline.core.stage import Json, Progress
 
@@ -27,10 +28,47 @@ def safe_text(text: str) -> str:
 
 
 def scrub(text: str, secrets: tuple[str, ...]) -> str:
-    """The text for a terminal or a log: safe (see `safe_text`), and with `***` in place of secret values."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+    """The text for a terminal or a log: safe (see `safe_text`), and with `***` in place of secret values, which count
+    without the blanks around them: they are sent without."""
+    for secret in sorted(filter(None, map(str.strip, secrets)), key=len, reverse=True):
         text = text.replace(secret, "***")
     return safe_text(text)
+
+
+def open_standard_streams() -> None:
+    """Open on /dev/null what our caller closed of stdin, stdout and stderr; called once by `main`, never on import.
+
+    Without this the next file that is opened gets the free number, and what is meant for people is written into it.
+    What an output's encoding cannot say (a path, on a terminal of ASCII) is then written as an escape.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+    sys.stdin = sys.stdin or io.TextIOWrapper(io.FileIO(0, "r", closefd=False))
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def tell(text: str) -> None:
+    """Write a last message to stderr; nobody can be told that it cannot be written, so that is no error."""
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except OSError:
+        drop_output(sys.stderr)
+
+
+def drop_output(stream: TextIO) -> None:
+    """Send what an output that fails has not written yet, and all that follows, to /dev/null."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+    stream.flush()
 
 
 class ScrubbingFormatter(logging.Formatter):
@@ -68,24 +106,31 @@ class EventLog:
     """Appends events as JSON lines, each with the UTC time and the process id.
 
     Args:
-        path: the file; a torn last line of a killed process is closed with a newline, so that it stays the only one.
+        path: the file; a torn last line (of a killed process, or a full disk) is closed with a newline, so that it
+            stays the only one.
         secrets: values that are written as `***`.
     """
 
     def __init__(self, path: Path, secrets: tuple[str, ...] = ()) -> None:
-        self._secrets = tuple(json.dumps(secret)[1:-1] for secret in secrets)
+        self._secrets = tuple(json.dumps(secret.strip())[1:-1] for secret in secrets)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = _lacks_last_newline(path)
-        self._file: IO[str] = path.open("a", encoding="utf-8")
-        if torn:
-            self._file.write("\n")
+        self._is_torn = _lacks_last_newline(path)
+        self._file = path.open("ab", buffering=0)  # what a full disk refused must not come up again in `close`
 
     def emit(self, event: str, **fields: Json) -> None:
-        """Append one event and flush it."""
+        """Append one event.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": stamp, "pid": os.getpid(), "event": event, **fields}, ensure_ascii=True)
-        self._file.write(scrub(line, self._secrets) + "\n")
-        self._file.flush()
+        rest = ("\n" if self._is_torn else "").encode() + scrub(line, self._secrets).encode() + b"\n"
+        while rest:
+            written = self._file.write(rest) or 0
+            self._is_torn = self._is_torn or written > 0
+            rest = rest[written:]
+        self._is_torn = False
 
     def close(self) -> None:
         """Close the file."""
@@ -102,8 +147,8 @@ def _lacks_last_newline(path: Path) -> bool:
 
 @contextmanager
 def show_progress(step: str, *, quiet: bool = False) -> Iterator[Progress]:
-    """A progress display for one step: a live bar on a terminal, otherwise a log line every 30 s."""
-    if quiet or not sys.stderr.isatty():
+    """A progress display for one step: a live bar on a terminal that can move its cursor, else a log line per 30 s."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
         yield LineProgress(step, logging.getLogger(__name__).info, time.monotonic)
         return
     with _rich_bar() as bar:

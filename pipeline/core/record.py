@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.content import ContentDigest
-from pipeline.core.errors import CorruptArtefact
+from pipeline.core.errors import DISK_ERRORS, CorruptArtefact
 
 SHARD_ROWS = 8192
 """Rows per shard between stages: the unit of memory, scheduling and recovery."""
@@ -258,20 +258,33 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     )
 
 
-def read_shards(folder: Path, columns: Sequence[str] | None = None, *, stem: str = "") -> Iterator[pa.Table]:
-    """The shards of a folder, one table a file, in order of their names; page checksums are verified.
+def shard_paths(folder: Path, *, stem: str = "") -> list[Path]:
+    """The shards of a folder whose names begin with `stem`, in the order of their names."""
+    return sorted(folder.glob(f"{stem}*.parquet"))
 
-    `stem` restricts them to the files whose name begins with it.
+
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A shard; page checksums are verified.
 
     Raises:
-        CorruptArtefact: a file is not readable parquet, or a page's checksum does not match.
+        CorruptArtefact: the file is not readable parquet, or a page's checksum does not match.
     """
-    for path in sorted(folder.glob(f"{stem}*.parquet")):
-        try:
-            yield pq.read_table(path, columns=columns, page_checksum_verification=True)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            todo = "run the pipeline again: it will be rebuilt"
-            raise CorruptArtefact(f"unreadable parquet: {error}", where=str(path), todo=todo) from error
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise  # the disk fails; what is on it may well be sound
+        todo = "run the pipeline again: it will be rebuilt"
+        raise CorruptArtefact(f"unreadable parquet: {error}", where=str(path), todo=todo) from error
+
+
+def read_shards(folder: Path, columns: Sequence[str] | None = None, *, stem: str = "") -> Iterator[pa.Table]:
+    """The shards of a folder, one table a file, in order of their names.
+
+    Raises:
+        CorruptArtefact: as `read_shard`.
+    """
+    return (read_shard(path, columns) for path in shard_paths(folder, stem=stem))
 
 
 def iter_records(folder: Path) -> Iterator[Record]:
@@ -283,3 +296,9 @@ def iter_records(folder: Path) -> Iterator[Record]:
 def count_rows(paths: Iterable[Path]) -> int:
     """Rows in parquet files, from their footers."""
     return sum(pq.read_metadata(path).num_rows for path in paths)
+
+
+def uncompressed_bytes(path: Path) -> int:
+    """Size of a parquet file's values before compression, from its footer; equal texts count once a shard."""
+    footer = pq.read_metadata(path)
+    return sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))

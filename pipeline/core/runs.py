@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypedDict, cast
 
-from pipeline.core.errors import Incomplete, RunLocked, UsageError
+from pipeline.core.errors import Incomplete, RunLocked, UsageError, disk_errors
 from pipeline.core.log import EventLog
 from pipeline.core.stage import Json
 from pipeline.core.store import Artefact, write_by_rename
@@ -45,7 +45,8 @@ def hold_run(folder: Path, secrets: tuple[str, ...]) -> Iterator[EventLog]:
         RunLocked: another process holds it.
         Incomplete: the folder cannot be written.
     """
-    with hold_lock(run_lock(folder)):
+    todo = "make room or give write access, then run the same command again"
+    with hold_lock(run_lock(folder)), disk_errors(str(folder), todo):
         events = EventLog(folder / "events.jsonl", secrets)
         try:
             yield events
@@ -77,8 +78,8 @@ def hold_lock(path: Path, *, wait: Callable[[str], None] | None = None) -> Itera
         try:
             with _unlockable(path):
                 file.truncate(0)
-                file.write(f"pid {os.getpid()} on {platform.node()}\n")
-                file.flush()
+                # Not file.write: what a full disk refused would come up again when the file is closed.
+                os.write(file.fileno(), f"pid {os.getpid()} on {platform.node()}\n".encode())
             yield
         finally:
             with suppress(OSError):  # what remains is a file that nobody holds
@@ -218,7 +219,7 @@ def _link(folder: Path, name: str, path: Path) -> None:
     target = os.path.relpath(path, folder)
     if link.is_symlink() and link.readlink() == Path(target):
         return
-    temporary = folder / f".{name}.{os.getpid()}"
+    temporary = folder / f".{name}.new"  # the folder is held by this process; a killed one may have left it
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)
@@ -245,9 +246,15 @@ def read_lock(path: Path | None) -> dict[str, LockEntry]:
     todo = "restore it from git or delete it: the next run writes it again"
     try:
         lock = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError("the lock file is not JSON", where=str(path), todo=todo) from error
-    entries = lock.values() if isinstance(lock, dict) else [None]
-    if not all(isinstance(entry, dict) and isinstance(entry.get("parts"), dict) for entry in entries):
+    if not isinstance(lock, dict) or not all(map(_is_lock_entry, lock.values())):
         raise UsageError("not a lock file", where=str(path), todo=todo)
     return cast(dict[str, LockEntry], lock)
+
+
+def _is_lock_entry(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    texts = (value.get("key"), value.get("content"))
+    return isinstance(value.get("parts"), dict) and all(isinstance(text, str) for text in texts)

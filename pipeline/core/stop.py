@@ -12,7 +12,8 @@ class Stop:
 
     Attributes:
         requested: set when everything shall finish what is in flight and end.
-        exit_code: what the process will end with: `INTERRUPTED` after SIGINT, `TERMINATED` after SIGTERM.
+        exit_code: what the process will end with: `INTERRUPTED` after SIGINT, `TERMINATED` after SIGTERM and
+            SIGHUP.
     """
 
     requested: threading.Event = field(default_factory=threading.Event)

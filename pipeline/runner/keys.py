@@ -1,5 +1,6 @@
 """What makes a step's key: its stage, its config, the files it names and the contents it builds on."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,7 +58,11 @@ def checked_input_files(session: Session, step: Step) -> dict[str, Path]:
     """
     files = stage_module(step.kind).input_files(session.config_of(step))
     for name, path in files.items():
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises where a folder above is closed to us)
             where = f"{session.loaded.path}: {name}: {path}"
             raise UsageError("no such file or folder", where=where, todo="correct the path (it is relative to here)")
+        if not (path.is_file() or path.is_dir()):
+            where = f"{session.loaded.path}: {name}: {path}"
+            todo = "save it as a file: its bytes count, and resuming reads it again"
+            raise UsageError("a stream, not a file", where=where, todo=todo)
     return files

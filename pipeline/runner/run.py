@@ -10,7 +10,6 @@ from pathlib import Path
 from pipeline.core.errors import ExitCode, Interrupted, LostRows, PipelineError, Terminated, UsageError
 from pipeline.core.fanout import map_in_process
 from pipeline.core.lineage import Manifest, step_key
-from pipeline.core.load import require_test_answers
 from pipeline.core.log import EventLog, show_progress
 from pipeline.core.runs import (
     hold_lock,
@@ -24,12 +23,13 @@ from pipeline.core.runs import (
     unlink_work,
 )
 from pipeline.core.stage import Context, Json, Result, check_cancelled
-from pipeline.core.stop import Stop
 from pipeline.core.store import Artefact
 from pipeline.core.versions import collect_versions
+from pipeline.runner.checks import check_before_start, check_test_rows
 from pipeline.runner.keys import checked_input_files, step_parts
 from pipeline.runner.session import Session
 from pipeline.runner.steps import Step, ancestors, plan_steps, stage_module
+from pipeline.teacher import watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -58,18 +58,19 @@ def run_all(session: Session, until: str | None = None, *, force: bool = False) 
     refuse_if_held(run_lock(session.folder))
     steps = plan_steps()
     if until is not None:
-        session = replace(session, invoked=("run", "--until", until))
+        session = replace(session, invoked=(*session.invoked, "--until", until))
         steps = steps[: [step.name for step in steps].index(until) + 1]
     for step in steps:
         checked_input_files(session, step)
-    if any(step.kind == "evaluate" for step in steps):
-        require_test_answers(session.loaded)
+    check_before_start(session, steps, force=force)
     outcomes: dict[str, Outcome] = {}
     with invocation(session) as events:
         for step in steps:
             artefacts = {name: outcomes[name].artefact for name in step.inputs}
             outcomes[step.name] = run_step(session, step, artefacts, events, force=force)
             record(session, outcomes[step.name])
+            if step.kind == "prompts":
+                check_test_rows(session, steps, outcomes[step.name].artefact.manifest)
     return list(outcomes.values())
 
 
@@ -86,6 +87,7 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
     refuse_if_held(run_lock(session.folder))
     session = replace(session, invoked=(name,))
     steps = {step.name: step for step in plan_steps()}
+    check_before_start(session, [steps[name]], force=force)
     with invocation(session) as events:
         found = committed_before(session, name)
         for needed, artefact in found.items():
@@ -103,36 +105,41 @@ def invocation(session: Session) -> Iterator[EventLog]:
     Raises:
         RunLocked: another process holds the run, or the whole data folder.
         Incomplete: the data folder cannot be written.
-        Terminated: the block was interrupted by SIGTERM.
+        Interrupted, Terminated: the block was interrupted by a signal, by a second one at once.
     """
     with share_data(session.data), hold_run(session.folder, session.secrets) as events:
         events.emit("run_started", command=session.resume_command)
         session.store.sweep()
+        clear_servers(session.data)
         try:
-            with session.disk_errors(), _named_after_signal(session.stop):
+            with session.disk_errors(), _named_after_signal(session):
                 yield events
         except BaseException as error:
             with suppress(OSError):  # a full disk has its own error on the way already
-                code = _exit_code(error, session.stop)
-                events.emit("run_ended", exit_code=code, error=str(error).partition("\n")[0])
+                code = error.exit_code if isinstance(error, PipelineError) else ExitCode.BUG
+                events.emit("run_ended", exit_code=int(code), error=str(error).partition("\n")[0])
             raise
         events.emit("run_ended", exit_code=int(ExitCode.COMPLETE))
 
 
+def clear_servers(data: Path) -> None:
+    """End the vLLM servers that outlived both their run and their watchdog, whatever teacher this run has."""
+    for group in watchdog.clear_stale(data / watchdog.RECORDS):
+        logger.warning("killed a vLLM server (process group %d) that an earlier run left behind", group)
+
+
 @contextmanager
-def _named_after_signal(stop: Stop) -> Iterator[None]:
+def _named_after_signal(session: Session) -> Iterator[None]:
+    """Name the error of an interrupted block after the signal; KeyboardInterrupt is the second signal."""
     try:
         yield
-    except Interrupted as error:
-        if stop.exit_code is ExitCode.TERMINATED:
-            raise Terminated(error.what, where=error.where, todo=error.todo) from error
-        raise
-
-
-def _exit_code(error: BaseException, stop: Stop) -> int:
-    if isinstance(error, PipelineError):
-        return int(error.exit_code)
-    return int(stop.exit_code if isinstance(error, KeyboardInterrupt) else ExitCode.BUG)
+    except (Interrupted, KeyboardInterrupt) as error:
+        kind = Terminated if session.stop.exit_code is ExitCode.TERMINATED else Interrupted
+        if isinstance(error, Interrupted):
+            raise kind(error.what, where=error.where, todo=error.todo) from error
+        what = "stopped at once; what was committed is kept"
+        todo = f"resume with: {session.resume_command}"
+        raise kind(what, where=str(session.folder), todo=todo) from error
 
 
 def leads_launch() -> bool:
@@ -209,7 +216,10 @@ def _cached(session: Session, step: Step, key: str, events: EventLog) -> Outcome
     hit = session.store.find_sound(step.kind, key)
     if hit is None:
         return None
+    if session.locked is not None:
+        session.locked.check(step, key, hit.manifest.content, events)
     logger.info("%s: cached (%s)", step.name, key[:12])
+    session.digests.save()  # weights that were only touched are hashed once, not in every run
     events.emit("step_cached", step=step.name, key=key)
     return Outcome(step, hit, ran=False)
 
@@ -240,6 +250,8 @@ def _make(
         link_work(session.folder, step.name, ctx.workdir)
         check_cancelled(ctx)
         result = _run_stage(session, step, inputs, staged, ctx)
+        if session.locked is not None:
+            session.locked.check(step, key, result.content, ctx.events)
         manifest = Manifest.of(step.kind, key, parts, result, collect_versions())
         artefact = session.store.commit(staged, manifest, replace_other_content=force)
         shutil.rmtree(ctx.workdir, ignore_errors=True)
@@ -261,7 +273,7 @@ def _run_stage(session: Session, step: Step, inputs: Mapping[str, Path], staged:
 
 
 def record(session: Session, outcome: Outcome) -> None:
-    """Link the artefact into the run's folder and write it into the lock file."""
+    """Link the artefact into the run's folder and write it into the lock file, unless the run keeps to that."""
     link_artefact(session.folder, outcome.step.name, outcome.artefact)
-    if session.loaded.lock_path is not None:
+    if session.loaded.lock_path is not None and session.locked is None:
         lock_step(session.loaded.lock_path, outcome.step.name, outcome.artefact)

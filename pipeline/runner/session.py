@@ -4,6 +4,7 @@ import shlex
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core.config import secret_values
 from pipeline.core.config_base import ConfigModel
@@ -13,6 +14,9 @@ from pipeline.core.load import Loaded
 from pipeline.core.stop import Stop
 from pipeline.core.store import Store
 from pipeline.runner.steps import Step, spec_of
+
+if TYPE_CHECKING:
+    from pipeline.runner.locked import Locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Session:
         stop: set by whoever catches signals.
         quiet: no progress display.
         invoked: the command and its options, as typed after `python -m pipeline`, without config and data folder.
+        locked: the lock file that this invocation keeps to; None: it writes the lock file instead.
     """
 
     loaded: Loaded
@@ -38,6 +43,7 @@ class Session:
     stop: Stop = field(default_factory=Stop)
     quiet: bool = False
     invoked: tuple[str, ...] = ("run",)
+    locked: "Locked | None" = None
 
     @property
     def folder(self) -> Path:

@@ -1,25 +1,28 @@
 """Stage `dedup`: of rows with equal prompt and completion one stays and remembers where the others came from."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.core.config import DedupStep
-from pipeline.core.lineage import canonical_json
-from pipeline.core.record import RECORD_SCHEMA, STRINGS, count_rows, read_shards
+from pipeline.core.config import DedupConfig, DedupStep
+from pipeline.core.record import RECORD_SCHEMA, STRINGS, count_rows, read_shard, read_shards, shard_paths
 from pipeline.core.sink import RowSink
 from pipeline.core.stage import Context, Json, Result, check_cancelled
 from pipeline.text.conversation import Turn, conversations
+from pipeline.text.equals import Digests, Positions, digest_of, digests_of, first_of_equals, have_equals
 from pipeline.text.normalise import normalise
 
 VERSION = 1
 
 ORIGIN_COLUMNS = ["row_id", "prompt_set", "also_in", "license_set"]
+
+T = TypeVar("T")
 
 
 def input_files(cfg: DedupStep) -> dict[str, Path]:
@@ -45,18 +48,21 @@ class Origins:
 def run(cfg: DedupStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
     """Remove exact duplicates from the rows of `filter`; the rest keeps its order.
 
+    The first of a class stays, but a validation row before any training row: a text that were trained on and validated
+    on at once would make the validation loss look better than it is, so here the training copy leaves.
+
     Three scans, so that what is held are some 50 bytes a row and the ids of the duplicates: digests of all rows,
     origins of the duplicated ones (the kept row may stand behind them), then the writing.
     """
     rows = inputs["filter"] / "rows"
-    rows_in = count_rows(rows.glob("*.parquet"))
-    ctx.progress.start(rows_in, "rows")
-    kept_at = find_kept(read_shards(rows, ["prompt", "completion", "split"]), normalised=cfg.dedup.normalise)
-    origins = _collect_origins(read_shards(rows, ORIGIN_COLUMNS), kept_at)
+    rows_in = count_rows(shard_paths(rows))
+    ctx.progress.start(2 * rows_in, "rows")
+    digested = ctx.fanout(functools.partial(digest_shard, cfg.dedup), shard_paths(rows))
+    kept_at = find_kept(_counted(digested, ctx))
+    origins = _collect_origins(_uncancelled(read_shards(rows, ORIGIN_COLUMNS), ctx), kept_at)
     start = 0
     with RowSink(out, RECORD_SCHEMA) as sink:
-        for table in read_shards(rows):
-            check_cancelled(ctx)
+        for table in _uncancelled(read_shards(rows), ctx):
             reasons = _reasons(start, table.num_rows, kept_at, origins)
             sink.split(_with_origins(table, start, origins), reasons)
             start += table.num_rows
@@ -64,32 +70,29 @@ def run(cfg: DedupStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
     return sink.result(rows_in, {"classes_with_duplicates": len(origins)})
 
 
-def find_kept(tables: Iterable[pa.Table], *, normalised: bool) -> npt.NDArray[np.int64]:
-    """For each row the position of the row that stays for it (its own, if it stays).
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """What is compared of a shard's rows.
 
-    The first of a class stays, but a validation row before any training row: a text that were trained on and validated
-    on at once would make the validation loss look better than it is, so here the training copy leaves.
+    Attributes:
+        digests: of prompt and completion, roles and reasoning included.
+        ranks: of equal rows, one of the lowest rank stays; shape (rows,).
     """
-    digests, ranks = [], []
-    for table in tables:
-        digests.append(np.frombuffer(b"".join(_digests(table, normalised=normalised)), dtype="<u8").reshape(-1, 2))
-        ranks.append(np.array([split != "validation" for split in table["split"].to_pylist()], dtype=bool))
-    if not digests:
-        return np.zeros(0, dtype=np.int64)
-    whole, rank = np.concatenate(digests), np.concatenate(ranks)
-    order = np.lexsort((np.arange(len(whole)), rank, whole[:, 1], whole[:, 0]))
-    begins = np.ones(len(order), dtype=bool)
-    begins[1:] = (whole[order[1:]] != whole[order[:-1]]).any(axis=1)
-    kept_at = np.empty(len(order), dtype=np.int64)
-    kept_at[order] = order[begins][np.cumsum(begins) - 1]
-    return kept_at
+
+    digests: Digests
+    ranks: npt.NDArray[np.uint8]
 
 
-def _digests(table: pa.Table, *, normalised: bool) -> Iterable[bytes]:
-    """16 bytes a row over prompt and completion, roles and reasoning included."""
-    for prompt, completion in zip(conversations(table["prompt"]), conversations(table["completion"]), strict=True):
-        value: list[Json] = [_comparable(prompt, normalised), _comparable(completion, normalised)]
-        yield hashlib.blake2b(canonical_json(value), digest_size=16).digest()
+def digest_shard(cfg: DedupConfig, path: Path) -> Digested:
+    """Digest the rows of a file."""
+    table = read_shard(path, ["prompt", "completion", "split"])
+    pairs = zip(conversations(table["prompt"]), conversations(table["completion"]), strict=True)
+    digests = (
+        digest_of([_comparable(prompt, cfg.normalise), _comparable(completion, cfg.normalise)])
+        for prompt, completion in pairs
+    )
+    ranks = [split != "validation" for split in table["split"].to_pylist()]
+    return Digested(digests_of(b"".join(digests)), np.array(ranks, dtype=np.uint8))
 
 
 def _comparable(turns: Iterable[Turn], normalised: bool) -> Json:
@@ -101,17 +104,38 @@ def _comparable(turns: Iterable[Turn], normalised: bool) -> Json:
     ]
 
 
-def _collect_origins(tables: Iterable[pa.Table], kept_at: npt.NDArray[np.int64]) -> dict[int, Origins]:
+def find_kept(shards: Iterable[Digested]) -> Positions:
+    """For each row the position of the row that stays for it (its own, if it stays)."""
+    found = [(shard.digests, shard.ranks) for shard in shards]
+    if not found:
+        return np.zeros(0, dtype=np.int64)
+    digests, ranks = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    del found
+    return first_of_equals(digests, ranks)
+
+
+def _counted(shards: Iterable[Digested], ctx: Context) -> Iterator[Digested]:
+    for shard in _uncancelled(shards, ctx):
+        ctx.progress.advance(len(shard.ranks))
+        yield shard
+
+
+def _uncancelled(items: Iterable[T], ctx: Context) -> Iterator[T]:
+    for item in items:
+        check_cancelled(ctx)
+        yield item
+
+
+def _collect_origins(tables: Iterable[pa.Table], kept_at: Positions) -> dict[int, Origins]:
     """The origins of every class with duplicates, by the position of its kept row."""
-    duplicated = set(kept_at[kept_at != np.arange(len(kept_at))].tolist())
-    origins = {position: Origins() for position in duplicated}
+    several = have_equals(kept_at)
+    origins: dict[int, Origins] = {}
     start = 0
     for table in tables:
-        columns = [table[name].to_pylist() for name in ORIGIN_COLUMNS]
-        for position, (row_id, prompt_set, also_in, licenses) in enumerate(zip(*columns, strict=True), start):
-            found = origins.get(int(kept_at[position]))
-            if found is None:
-                continue
+        at = np.flatnonzero(several[start : start + table.num_rows])
+        columns = [table[name].take(at).to_pylist() for name in ORIGIN_COLUMNS]
+        for position, row_id, prompt_set, also_in, licenses in zip((start + at).tolist(), *columns, strict=True):
+            found = origins.setdefault(int(kept_at[position]), Origins())
             found.sets.update((prompt_set, *also_in))
             found.licenses.update(licenses)
             if kept_at[position] == position:
@@ -120,9 +144,7 @@ def _collect_origins(tables: Iterable[pa.Table], kept_at: npt.NDArray[np.int64])
     return origins
 
 
-def _reasons(
-    start: int, count: int, kept_at: npt.NDArray[np.int64], origins: Mapping[int, Origins]
-) -> list[str | None]:
+def _reasons(start: int, count: int, kept_at: Positions, origins: Mapping[int, Origins]) -> list[str | None]:
     kept = kept_at[start : start + count].tolist()
     return [None if at == start + offset else f"duplicate_of:{origins[at].kept_id}" for offset, at in enumerate(kept)]
 

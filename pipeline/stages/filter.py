@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.core.config import FilterConfig, FilterStep
-from pipeline.core.record import RECORD_SCHEMA, count_rows, read_shards
+from pipeline.core.record import RECORD_SCHEMA, count_rows, read_shard, shard_paths
 from pipeline.core.sink import RowSink
 from pipeline.core.stage import Context, Result, check_cancelled
 from pipeline.text.conversation import completion_texts
@@ -38,11 +38,11 @@ class Judged:
 def run(cfg: FilterStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
     """Judge every row of `generate`. Rows keep their order; `verified` is set where an answer was compared."""
     rows = inputs["generate"] / "rows"
-    rows_in = count_rows(rows.glob("*.parquet"))
+    rows_in = count_rows(shard_paths(rows))
     ctx.progress.start(rows_in, "rows")
     verified: Counter[str] = Counter()
     with RowSink(out, RECORD_SCHEMA) as sink:
-        for judged in ctx.fanout(functools.partial(judge, cfg.filter), read_shards(rows)):
+        for judged in ctx.fanout(functools.partial(judge_shard, cfg.filter), shard_paths(rows)):
             check_cancelled(ctx)
             sink.split(judged.table, judged.reasons)
             verified.update(_verdict_names(judged.table))
@@ -51,6 +51,11 @@ def run(cfg: FilterStep, inputs: Mapping[str, Path], out: Path, ctx: Context) ->
     if cfg.filter.verifier != "none" and verified["right"] + verified["wrong"] == 0:
         logger.warning("the verifier compared nothing: no row has a reference answer (prompts.sets.*.columns.answer)")
     return sink.result(rows_in, {"verified": {name: verified[name] for name in ("right", "wrong", "not_compared")}})
+
+
+def judge_shard(cfg: FilterConfig, path: Path) -> Judged:
+    """Judge the rows of a file; what a worker process is given is the path, which is small."""
+    return judge(cfg, read_shard(path))
 
 
 def judge(cfg: FilterConfig, table: pa.Table) -> Judged:

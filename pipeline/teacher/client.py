@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from pipeline.teacher.verdict import (
     judge,
     judge_transport,
     snippet,
+    why_unconnected,
 )
 from pipeline.teacher.wire import WIRE, request_body
 
@@ -105,7 +107,8 @@ class Client:
         proven: whether this teacher has answered anything yet, in this run or before.
         retries: class of failure -> how often something was tried again.
         in_flight: tasks whose request has left and is not stored yet.
-        draining: no request may leave any more.
+        cancel: set by a signal that asks us to stop: no request leaves after it.
+        draining: no request may leave any more, for whatever reason.
     """
 
     session: aiohttp.ClientSession
@@ -118,6 +121,7 @@ class Client:
     proven: bool = False
     retries: Counter[str] = field(default_factory=Counter)
     in_flight: set[asyncio.Task[None]] = field(default_factory=set)
+    cancel: threading.Event = field(default_factory=threading.Event)
     draining: bool = False
     _held: list[Held] = field(default_factory=list)
     _answered: int = 0
@@ -132,7 +136,7 @@ class Client:
         while True:
             endpoint = await self._pick(tries)
             async with endpoint.limit.slot() as window:
-                if self.draining:
+                if self.is_closed:
                     return Settled(gave_up="stopped")
                 with self._noting_flight():
                     raw, verdict, attempt = await self._attempt(endpoint, request)
@@ -145,6 +149,11 @@ class Client:
                 return await self._give_up(endpoint, request, raw, verdict, tries)
             self.retries[verdict.reason] += 1
             await asyncio.sleep(wait)  # no slot is held meanwhile
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no request may leave any more."""
+        return self.draining or self.cancel.is_set()
 
     async def check_refusals(self) -> None:
         """Call it when nothing is left to ask.
@@ -175,10 +184,10 @@ class Client:
             raw = await send(self.session, endpoint.url, key, body)
         except TimeoutError:
             return None, judge_transport("timeout", f"no answer within {self.retry.timeout_s:g} s"), attempt
-        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError) as error:
-            return None, judge_transport("cut_body", type(error).__name__), attempt
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
+            return None, judge_transport("cut_body", "the connection ended before the answer did"), attempt
         except (aiohttp.ClientError, OSError) as error:
-            return None, judge_transport("connection", f"{type(error).__name__}: {error}"), attempt
+            return None, judge_transport("connection", why_unconnected(error)), attempt
         if raw is None:
             return None, Verdict(Action.REJECT, "oversize"), attempt
         verdict = judge(raw.status, raw.headers, raw.body)
@@ -192,7 +201,8 @@ class Client:
         elif verdict.overload:
             endpoint.limit.overloaded(window)
         else:
-            if endpoint.limit.silent_s == 0.0:  # the first failure since an answer, not each of hundreds
+            # The first failure since an answer, not each of hundreds; what stops everything has an error of its own.
+            if endpoint.limit.silent_s == 0.0 and verdict.action is not Action.ABORT:
                 what, budget = f"{verdict.reason}: {verdict.detail}", self.retry.budget_s
                 log.warning("%s does not answer (%s); trying again for up to %g s", endpoint.url, what, budget)
             endpoint.limit.failed()
@@ -215,6 +225,7 @@ class Client:
                 log.warning("%s refused: %s %s", request.prompt_id, verdict.reason, verdict.detail)
                 return Settled(rejected=verdict.reason)
             case Action.ABORT:
+                self.draining = True  # before those that wait for our slot are let in
                 await self.recorder.settle(attempt, "abort")
                 raise abort_error(endpoint, verdict)
             case Action.STRIKE if tries.strikes + 1 >= STRIKES:

@@ -53,12 +53,11 @@ class Endpoint:
 
 def api_endpoint(teacher: OpenAITeacher) -> Endpoint:
     """The endpoint of an API teacher."""
-    variable = None if teacher.api_key is None else teacher.api_key.removeprefix("${env:").removesuffix("}")
     return Endpoint(
         url=f"{teacher.base_url}/chat/completions",
         model=teacher.model,
         engine="",
-        key_variable=variable,
+        key_variable=teacher.key_variable,
         limit=AdaptiveLimit(teacher.concurrency),
         max_tokens_field=teacher.max_tokens_field,
     )

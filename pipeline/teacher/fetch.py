@@ -137,6 +137,7 @@ class Fetch:
                 room=self._asked.room,
                 retry=self._retry,
                 proven=self._counts.hits > 0 or first.answered > 0,
+                cancel=self._ctx.cancel,
             )
             try:
                 await self._work(client, first, served.supervise())
@@ -186,7 +187,7 @@ class Fetch:
             await queue.put(None)
 
     async def _ask(self, client: Client, queue: asyncio.Queue[Request | None]) -> None:
-        while (request := await queue.get()) is not None and not client.draining:
+        while (request := await queue.get()) is not None and not client.is_closed:
             self._counts.asked += 1
             settled = await client.settle(request)
             self._settled_lately[request.key] = settled

@@ -119,7 +119,11 @@ def teacher_identity(teacher: Teacher, cache: DigestCache) -> str:
     if isinstance(teacher, OpenAITeacher):
         return digest_json({"provider": teacher.provider, "model": teacher.model})
     if isinstance(teacher, ReplayTeacher):
-        sha256 = cache.sha256(_existing(teacher.path, "teachers.*.path"))
+        path = _existing(teacher.path, "teachers.*.path")
+        if path.is_dir():
+            todo = "name the JSONL or parquet file that holds the completions"
+            raise UsageError(f"a folder, not a file: {path}", where="teachers.*.path", todo=todo)
+        sha256 = cache.sha256(path)
         cache.save()
         return digest_json({"origin": teacher.origin, "file": sha256, "completion": teacher.completion})
     folder = model_folder(teacher)

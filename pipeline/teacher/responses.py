@@ -3,6 +3,7 @@
 segments/   one SQLite file per writing process (segment.py), read by everybody
 answers/    folded segments: parquet sorted by key, named by the sha256 of the file
 attempts/   what was sent and how it ended, folded in the same way; an outcome of null is an unknown one
+damaged/    segments of dead processes that were not as they were written; what was intact in them is folded
 
 Private: files are readable by their owner only. Not covered: merging many small folded files into one; segments on a
 network file system (WAL needs a local disk).
@@ -11,10 +12,12 @@ network file system (WAL needs a local disk).
 import fcntl
 import hashlib
 import heapq
+import logging
 import os
 import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,8 +27,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.core.errors import CorruptArtefact, Incomplete, boundary
+from pipeline.core.errors import DISK_ERRORS, CorruptArtefact, Incomplete, boundary
+from pipeline.core.lineage import file_sha256
 from pipeline.core.store import sync_folder
+from pipeline.teacher.salvage import salvage
 from pipeline.teacher.segment import (
     Attempt,
     DeadSegment,
@@ -37,6 +42,8 @@ from pipeline.teacher.segment import (
 )
 from pipeline.teacher.verdict import Action, judge
 from pipeline.teacher.wire import Reply
+
+logger = logging.getLogger(__name__)
 
 GROUP_ROWS = 1024
 """Rows per row group of a folded file: the least that is read to find one answer."""
@@ -117,6 +124,8 @@ class ResponseStore:
             folder / "attempts",
         )
         self._segment: Segment | None = None
+        self._sound: set[str] = set()
+        """Names of the folded files and dead segments that were compared with their check sums."""
         for path in (folder, self._segments, self._answers, self._attempts):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -154,7 +163,9 @@ class ResponseStore:
         answers whatever lies beside them.
 
         Raises:
-            CorruptArtefact: a folded file is damaged.
+            Incomplete: the disk fails.
+            CorruptArtefact: a folded file is damaged. It is left where it is: its answers were paid for, and a copy of
+                it may exist.
         """
         best: dict[bytes, tuple[tuple[bool, int, bytes], Outcome]] = {}
         for stored in self._candidates(wanted):
@@ -172,45 +183,69 @@ class ResponseStore:
         keys = sorted(wanted)
         if not keys:
             return
+        self._set_damaged_aside()
         for path in segment_paths(self._segments):
             yield from read_answers(path, keys)
         for path in sorted(self._answers.glob("*.parquet")):
+            self._check(path)
             yield from _find(path, keys)
+
+    def _check(self, path: Path) -> None:
+        """Compare a folded file with the sha256 that is its name, once: its footer has no other check sum."""
+        if path.name not in self._sound and file_sha256(path) != path.stem:
+            raise _damaged_file(path, "its sha256 is not its name")
+        self._sound.add(path.name)
+
+    def _set_damaged_aside(self) -> None:
+        """Fold what is intact in damaged segments of dead processes, and move these where nobody reads them."""
+        for path in segment_paths(self._segments):
+            if path.name in self._sound or (self._segment is not None and path == self._segment.path):
+                continue
+            segment = DeadSegment.claim(path)
+            if segment is None:
+                continue
+            with closing(segment):
+                intact = salvage(path)
+                if intact is None:
+                    self._sound.add(path.name)
+                    continue
+                _write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, intact.answers))
+                _write_folded(self._attempts, ATTEMPT_SCHEMA, (_attempt_row(path, each) for each in intact.attempts))
+                segment.move(self._folder / "damaged")
+            place = self._folder / "damaged" / path.name
+            logger.error("a file of stored answers was damaged: %d answers in it are intact and kept, the others are "
+                         "asked for again; it was moved to %s", len(intact.answers), place)  # fmt: skip
 
     def fold(self) -> int:
         """Fold our own segment and those of dead processes into parquet and remove them; returns the answers folded."""
         self.close()
         self._remove_torn_files()
-        claimed = [DeadSegment.claim(path) for path in segment_paths(self._segments)]
-        segments = [segment for segment in claimed if segment is not None]
-        done = False
-        try:
+        self._set_damaged_aside()
+        with ExitStack() as stack:
+            claimed = [DeadSegment.claim(path) for path in segment_paths(self._segments)]
+            segments = [stack.enter_context(closing(segment)) for segment in claimed if segment is not None]
             paths = [segment.path for segment in segments]
             answers = heapq.merge(*map(read_answers, paths), key=lambda stored: (stored.key, stored.stored_ms))
             count = _write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, answers))
             attempts = heapq.merge(*map(_attempt_rows, paths), key=lambda row: (row[2], row[0], row[1]))
             _write_folded(self._attempts, ATTEMPT_SCHEMA, attempts)
-            done = True
-        finally:
             for segment in segments:
-                segment.release(remove=done)
+                segment.remove()
         return count
 
     def close(self) -> None:
         """Close our segment; it is read by later runs and folded by one of them."""
         if self._segment is not None:
+            self._sound.add(self._segment.path.name)
             self._segment.close()
             self._segment = None
 
     def _remove_torn_files(self) -> None:
         """Half-written folded files of processes that died; their segments still hold the rows."""
         for path in [*self._answers.glob(".*.tmp"), *self._attempts.glob(".*.tmp")]:
-            with path.open("rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def _find(path: Path, keys: list[bytes]) -> Iterator[Stored]:
@@ -225,9 +260,15 @@ def _find(path: Path, keys: list[bytes]) -> Iterator[Stored]:
                 if pc.any(mask).as_py():
                     for row in file.read_row_group(group).filter(mask).to_pylist():
                         yield Stored(**row)
-    except (OSError, pa.ArrowInvalid) as error:
-        todo = "move the file away and run again: what only it held is asked for again"
-        raise CorruptArtefact(f"a file of stored answers is damaged: {error}", where=str(path), todo=todo) from error
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise  # the disk fails; what is on it may well be sound
+        raise _damaged_file(path, str(error)) from error
+
+
+def _damaged_file(path: Path, why: str) -> CorruptArtefact:
+    todo = "put a sound copy in its place, or move it away: what only it held is then asked for again"
+    return CorruptArtefact(f"a file of stored answers is damaged: {why}", where=str(path), todo=todo)
 
 
 def _may_hold(statistics: pq.Statistics | None, keys: list[bytes]) -> bool:
@@ -244,6 +285,15 @@ def _write_folded(folder: Path, schema: pa.Schema, rows: Iterable[Sequence[objec
     chunk = list(islice(rows, GROUP_ROWS))
     if not chunk:
         return 0
+    try:
+        return _write_sorted(folder, temporary, schema, rows, chunk)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_sorted(
+    folder: Path, temporary: Path, schema: pa.Schema, rows: Iterator[Sequence[object]], chunk: list[Sequence[object]]
+) -> int:
     count = 0
     with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as sink:
         fcntl.flock(sink, fcntl.LOCK_EX)
@@ -270,4 +320,8 @@ def _answer_row(stored: Stored) -> tuple[object, ...]:
 
 def _attempt_rows(path: Path) -> Iterator[tuple[object, ...]]:
     for attempt in read_attempts(path):
-        yield (path.stem, attempt.id, attempt.key, attempt.cap, attempt.sent_ms, attempt.outcome)
+        yield _attempt_row(path, attempt)
+
+
+def _attempt_row(path: Path, attempt: Attempt) -> tuple[object, ...]:
+    return (path.stem, attempt.id, attempt.key, attempt.cap, attempt.sent_ms, attempt.outcome)

@@ -6,20 +6,31 @@ import secrets
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import CorruptArtefact, Incomplete
 
 SCHEMA = """
 CREATE TABLE answers (
   key BLOB NOT NULL, cap INTEGER NOT NULL, stored_ms INTEGER NOT NULL, teacher TEXT NOT NULL, model TEXT NOT NULL,
-  engine TEXT NOT NULL, wire TEXT NOT NULL, status INTEGER NOT NULL, rejected TEXT, room INTEGER,
-  body BLOB NOT NULL);
+  engine TEXT NOT NULL, wire TEXT NOT NULL, status INTEGER NOT NULL, rejected TEXT,
+  body BLOB NOT NULL, room INTEGER, check_sum INTEGER NOT NULL);
 CREATE INDEX answers_by_key ON answers (key);
 CREATE TABLE attempts (
   id INTEGER PRIMARY KEY, key BLOB NOT NULL, cap INTEGER NOT NULL, sent_ms INTEGER NOT NULL, outcome TEXT);
 """
-COLUMNS = "key, cap, stored_ms, teacher, model, engine, wire, status, rejected, body, room"
+COLUMNS = "key, cap, stored_ms, teacher, model, engine, wire, status, rejected, body, room, check_sum"
+"""In the order of the table: rows are also read from its pages (salvage.py)."""
+ATTEMPT_COLUMNS = "id, key, cap, sent_ms, outcome"
+DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH})
+"""SQLite's codes for a file that is not what was written; `SQLITE_ERROR` says so of its tables and columns."""
+SUFFIXES = ("-shm", "-wal", "-journal", "")
+"""Of a segment's files, in the order in which they can be removed: what is left is still a segment."""
 COMPRESSION_LEVEL = 1
+PAGE_BYTES = 4096
 KEYS_PER_QUERY = 500
 
 
@@ -81,13 +92,17 @@ class Segment:
     def __init__(self, folder: Path) -> None:
         name = f"{os.getpid()}-{secrets.token_hex(4)}.sqlite"
         self.path = folder / name
-        self._lock = os.open(_lock_path(self.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite gives -wal and -shm the same mode
-        self._db = _connect(self.path)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(SCHEMA)
+        self._lock = _own_lock(lock_path(self.path))
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite gives -wal and -shm the same mode
+            self._db = _connect(self.path)
+            self._db.execute(f"PRAGMA page_size={PAGE_BYTES}")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(SCHEMA)
+        except BaseException:
+            os.close(self._lock)  # whoever folds next removes what was made
+            raise
 
     def write(self, intents: Sequence[Attempt], outcomes: Sequence[tuple[int, str]], answers: Sequence[Stored]) -> None:
         """One transaction: attempts about to leave, (attempt id, outcome) of those that ended, answers."""
@@ -100,13 +115,20 @@ class Segment:
                 self._db.executemany("UPDATE attempts SET outcome = ?2 WHERE id = ?1", outcomes)
             if answers:
                 self._db.executemany(
-                    f"INSERT INTO answers ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)", map(_row, answers)
+                    f"INSERT INTO answers ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", map(_row, answers)
                 )
 
     def close(self) -> None:
-        """Stop writing; the file stays and may now be folded by anybody."""
-        self._db.close()
-        os.close(self._lock)
+        """Stop writing; the file stays and may now be folded by anybody.
+
+        Raises:
+            Incomplete: the disk fails; what was written before is safe.
+        """
+        try:
+            with _reading(self.path):
+                self._db.close()
+        finally:
+            os.close(self._lock)
 
 
 class DeadSegment:
@@ -119,89 +141,142 @@ class DeadSegment:
     @classmethod
     def claim(cls, path: Path) -> "DeadSegment | None":
         """Take a segment over; None if its writer lives, another process is folding it, or it is gone."""
-        lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             return None
-        if not path.exists():  # folded by somebody between our listing and our lock
-            _lock_path(path).unlink(missing_ok=True)
-            os.close(lock)
-            return None
-        return cls(path, lock)
+        segment = cls(path, lock)
+        if path.exists():
+            return segment
+        with closing(segment):  # it was folded between our listing and our lock, or its writer died before it made it
+            segment.remove()
+        return None
 
-    def release(self, *, remove: bool) -> None:
-        """Give the lock back, after removing the file if its content was folded."""
-        if remove:
-            for suffix in ("", "-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            _lock_path(self.path).unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Remove the files: their content was folded."""
+        for suffix in SUFFIXES:
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        lock_path(self.path).unlink(missing_ok=True)
+
+    def move(self, folder: Path) -> None:
+        """Move the files into another folder."""
+        folder.mkdir(exist_ok=True, mode=0o700)
+        for suffix in SUFFIXES:
+            with suppress(FileNotFoundError):
+                name = self.path.name + suffix
+                self.path.with_name(name).rename(folder / name)
+        lock_path(self.path).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the lock back."""
         os.close(self._lock)
 
 
 def read_answers(path: Path, keys: Sequence[bytes] | None = None) -> Iterator[Stored]:
     """The answers of a segment sorted by (key, time), or only those to some keys (in no order). A segment that was
-    removed meanwhile has none: whoever removed it had folded it before."""
-    db = _open_existing(path)
-    if db is None:
-        return
-    try:
+    removed meanwhile has none: whoever removed it had folded it before.
+
+    Raises:
+        Incomplete: the disk fails, or somebody else keeps the file for too long.
+        CorruptArtefact: the file is damaged.
+    """
+    with open_segment(path) as db:
+        if db is None:
+            return
         if keys is None:
-            yield from map(_stored, db.execute(f"SELECT {COLUMNS} FROM answers ORDER BY key, stored_ms"))
+            yield from map(stored_of, db.execute(f"SELECT {COLUMNS} FROM answers ORDER BY key, stored_ms"))
             return
         for start in range(0, len(keys), KEYS_PER_QUERY):
             some = keys[start : start + KEYS_PER_QUERY]
             marks = ",".join("?" * len(some))
-            yield from map(_stored, db.execute(f"SELECT {COLUMNS} FROM answers WHERE key IN ({marks})", some))
-    finally:
-        db.close()
+            yield from map(stored_of, db.execute(f"SELECT {COLUMNS} FROM answers WHERE key IN ({marks})", some))
 
 
 def read_attempts(path: Path) -> Iterator[Attempt]:
-    """The attempts of a segment sorted by (key, number)."""
-    db = _open_existing(path)
-    if db is None:
-        return
-    try:
-        for row in db.execute("SELECT id, key, cap, sent_ms, outcome FROM attempts ORDER BY key, id"):
+    """The attempts of a segment sorted by (key, number).
+
+    Raises:
+        Incomplete, CorruptArtefact: as `read_answers`.
+    """
+    with open_segment(path) as db:
+        for row in () if db is None else db.execute(f"SELECT {ATTEMPT_COLUMNS} FROM attempts ORDER BY key, id"):
             yield Attempt(*row)
-    finally:
-        db.close()
 
 
 def segment_paths(folder: Path) -> list[Path]:
-    """All segments in a folder, of living and dead writers."""
-    return sorted(folder.glob("*.sqlite"))
+    """All segments in a folder, of living and dead writers; also where no more than the lock is there."""
+    return sorted({path.with_suffix(".sqlite") for pattern in ("*.sqlite", "*.lock") for path in folder.glob(pattern)})
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
 
 
-def _open_existing(path: Path) -> sqlite3.Connection | None:
-    """A reading connection; None if the file is gone or its writer died before it made the tables."""
+@contextmanager
+def open_segment(path: Path) -> Iterator[sqlite3.Connection | None]:
+    """A reading connection; None if the file is gone or its writer died before it made the tables.
+
+    Raises:
+        Incomplete, CorruptArtefact: as `read_answers`.
+    """
     if not path.exists():
-        return None
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=60)
+        yield None
+        return
+    with _reading(path):
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=60)
+        try:
+            db.text_factory = text_of
+            tables = "SELECT count(*) FROM sqlite_master WHERE name IN ('answers', 'attempts')"
+            try:
+                made = db.execute(tables).fetchone()[0]
+            except sqlite3.OperationalError:
+                if path.exists():
+                    raise
+                made = 0
+            yield db if made == 2 else None
+        finally:
+            db.close()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours: those of the disk or of another process that is busy, and those of the file."""
     try:
-        made = db.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('answers', 'attempts')").fetchone()[0]
-    except sqlite3.OperationalError:
-        made = 0
-    if made == 2:
-        return db
-    db.close()
-    return None
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # without its detail
+        if code in DAMAGE:
+            raise damaged(path, str(error)) from error
+        todo = "see to the disk, then run the same command again; the answers in the file are kept"
+        raise Incomplete(f"stored answers cannot be read: {error}", where=str(path), todo=todo) from error
 
 
-def _lock_path(segment: Path) -> Path:
+def damaged(path: Path, why: str) -> CorruptArtefact:
+    """What a person is told of a segment that is not as it was written."""
+    todo = "run the same command again: what is intact in it is kept, the rest is asked for again"
+    return CorruptArtefact(f"a file of stored answers is damaged: {why}", where=str(path), todo=todo)
+
+
+def _own_lock(path: Path) -> int:
+    """Make a lock file and hold it; whoever sweeps may have removed it between the two."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink > 0:
+            return lock
+        os.close(lock)
+
+
+def lock_path(segment: Path) -> Path:
     """Not the database itself: closing any handle of that would drop SQLite's own locks in this process."""
     return segment.with_suffix(".lock")
 
 
 def _row(answer: Stored) -> tuple[object, ...]:
     body = zlib.compress(answer.body, COMPRESSION_LEVEL)
-    return (
+    row = (
         answer.key,
         answer.cap,
         answer.stored_ms,
@@ -214,8 +289,28 @@ def _row(answer: Stored) -> tuple[object, ...]:
         body,
         answer.room,
     )
+    return (*row, _check_sum(row))
 
 
-def _stored(row: tuple[bytes, int, int, str, str, str, str, int, str | None, bytes, int | None]) -> Stored:
-    stored = Stored(*row)
+def stored_of(row: Sequence[Any]) -> Stored:
+    """The answer of a row of `COLUMNS`.
+
+    Raises:
+        sqlite3.DatabaseError: the row is not as it was written: SQLite itself keeps no check sums.
+    """
+    if _check_sum(row[:-1]) != row[-1]:
+        raise sqlite3.DatabaseError("the check sum of an answer does not match")
+    stored = Stored(*row[:-1])
     return replace(stored, body=zlib.decompress(stored.body))
+
+
+def text_of(raw: bytes) -> str:
+    """Text that may be damaged: it is compared with its check sum, so it need only be different."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _check_sum(row: Sequence[object]) -> int:
+    """CRC-32 over a row; the body, which is the ninth value, as it is stored."""
+    *facts, body, room = row
+    sum_of_body = zlib.crc32(body) if isinstance(body, bytes) else -1
+    return zlib.crc32(repr((facts, room, sum_of_body)).encode("utf-8", "surrogatepass"))

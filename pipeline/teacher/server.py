@@ -106,18 +106,18 @@ class Server:
         return None if self.process is None else self.process.poll()
 
     def stop(self) -> None:
-        """Close the watchdog's pipe and wait until it has killed the server's whole group."""
+        """Close the watchdog's pipe and wait until it has killed the whole server; if it was killed itself, do that."""
         if self.process is None:
             return
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            self.process.wait(timeout=3 * watchdog.GRACE_S)
+            self.process.wait(timeout=4 * watchdog.GRACE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            watchdog.clear_stale(self.records)
         self.process = None
+        clear_stale(self.records)
 
     def url(self, path: str) -> str:
         """URL of one of the server's other routes."""
@@ -142,10 +142,9 @@ async def serving(
         yield Serving([api_endpoint(teacher)], _sleep_for_ever)
         return
     environments = server_environments(teacher, os.environ, installed_gpus())
-    records = ctx.data / "cache" / "servers"
+    records = ctx.data / watchdog.RECORDS
     records.mkdir(parents=True, exist_ok=True)
-    for group in watchdog.clear_stale(records):
-        log.warning("killed a vLLM server (process group %d) that an earlier run left behind", group)
+    clear_stale(records)
     servers = [
         _new_server(teacher, environment, ctx.workdir / f"vllm-{index}.log", records)
         for index, environment in enumerate(environments)
@@ -164,6 +163,12 @@ async def serving(
 def _new_server(teacher: VllmTeacher, environment: dict[str, str], log_path: Path, records: Path) -> Server:
     endpoint = Endpoint("", MODEL_NAME, "vllm", None, AdaptiveLimit(teacher.concurrency))
     return Server(teacher, environment, log_path, records, endpoint)
+
+
+def clear_stale(records: Path) -> None:
+    """Kill the servers whose watchdog was killed, in this run or an earlier one."""
+    for group in watchdog.clear_stale(records):
+        log.warning("killed a vLLM server (process group %d) that had outlived its watchdog", group)
 
 
 async def _supervise(servers: list[Server], session: aiohttp.ClientSession, ctx: Context) -> None:

@@ -1,6 +1,8 @@
 """What an outcome of a request means, once for all callers: answer, try again, refuse this row, or stop."""
 
 import email.utils
+import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,6 +108,18 @@ def judge_transport(kind: str, detail: str) -> Verdict:
     return Verdict(Action.RETRY, kind, overload=kind == "timeout", detail=detail[:200])
 
 
+def why_unconnected(error: Exception) -> str:
+    """Why there is no connection, in the words of the system ("Connection refused"): for `judge_transport`.
+
+    Args:
+        error: of a socket or of aiohttp, which wraps those.
+    """
+    cause = getattr(error, "os_error", error)
+    if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, socket.gaierror):
+        return os.strerror(cause.errno)
+    return str(getattr(cause, "strerror", None) or cause)
+
+
 def _judge_success(headers: Mapping[str, str], body: bytes, now: float | None) -> Verdict:
     read = read_body(body)
     if isinstance(read, Reply):
@@ -157,7 +171,8 @@ def _error_status(error: Mapping[str, Any]) -> int:
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds a server asks us to wait: `retry-after-ms`, or `retry-after` as seconds or an HTTP date.
 
-    A date in the past is 0; what cannot be read is None.
+    A date in the past is 0; what cannot be read is None. A date is compared with the server's own (`date`), and with
+    our clock, which may be wrong, only where the server does not say what time it is.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
@@ -166,6 +181,9 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
     if parsed is None:
         return None
+    answered = email.utils.parsedate_tz(headers.get("date", ""))
+    if answered is not None:
+        now = email.utils.mktime_tz(answered)
     return max(0.0, email.utils.mktime_tz(parsed) - (time.time() if now is None else now))
 
 

@@ -2,21 +2,24 @@
 
     python -I watchdog.py RECORD COMMAND…        (standard input: a pipe whose other end only the pipeline holds)
 
-A vLLM server is a family: its engine process outlives a killed API server, so the whole process group has to go.
-Started as a file and isolated, hence no imports from the pipeline. RECORD is a JSON file that names the group while it
-lives; it is locked as long as this process lives, so that a later run can tell a stale one (see `clear_stale`).
-What is not covered: this process and the pipeline killed together; the next run's `clear_stale` finds that.
+A vLLM server is a family: its engine process outlives a killed API server, so the whole process group has to go, and
+who left it for a group of his own. Started as a file and isolated, hence no imports from the pipeline. RECORD is a JSON
+file that names the group while it lives; it is locked as long as this process lives, so that others can tell a stale
+one (see `clear_stale`). What is not covered: this process killed. The pipeline calls `clear_stale` when it notices; if
+both were killed, the next run does.
 """
 
 import ctypes
 import fcntl
 import json
 import os
+import platform
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +27,8 @@ GRACE_S = 5.0
 POLL_S = 0.2
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+RECORDS = Path("cache", "servers")
+"""Folder of the records in the data folder."""
 
 
 def main(record: Path, command: list[str]) -> int:
@@ -32,17 +37,20 @@ def main(record: Path, command: list[str]) -> int:
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of the server become ours, so that they are reaped
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _close_pipe)
-    server = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-    )
+    ours = os.getpid()
+
+    def die_with_us() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != ours:  # we were killed before the system could know that it matters
+            os._exit(1)
+
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_us)
     lock = _write_record(record, server.pid)
     try:
         code = _wait(server)
     finally:
         _kill_group(server)
+        _kill_orphans()
         record.unlink(missing_ok=True)
         os.close(lock)
     return code
@@ -76,6 +84,21 @@ def _kill_group(server: subprocess.Popen[bytes]) -> None:
             time.sleep(0.02)
 
 
+def _kill_orphans() -> None:
+    """SIGKILL to what the server started outside its group; when it ended these became our children, and theirs do."""
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] != 0:
+                continue
+        except ChildProcessError:
+            return
+        for pid in _processes():
+            if _parent_of(pid) == os.getpid():
+                _send(os.kill, pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
 def _group_lives(server: subprocess.Popen[bytes]) -> bool:
     server.poll()
     try:
@@ -91,20 +114,28 @@ def _group_lives(server: subprocess.Popen[bytes]) -> bool:
 
 
 def _write_record(record: Path, group: int) -> int:
-    """Write who lives, by rename; returns the handle that holds the lock."""
+    """Write who lives where, by rename; returns the handle that holds the lock."""
     temporary = record.with_suffix(f".{os.getpid()}")
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    os.write(handle, json.dumps({"group": group, "boot": boot_id(), "started": started_at(group)}).encode())
+    known = {"group": group, "host": platform.node(), "boot": boot_id(), "started": started_at(group)}
+    os.write(handle, json.dumps(known).encode())
     temporary.replace(record)
     return handle
 
 
 def clear_stale(folder: Path) -> list[int]:
-    """Kill the servers whose watchdog was killed with them still running; returns their process groups."""
+    """Kill the servers whose watchdog was killed with them still running; returns their process groups.
+
+    Records of other machines that work in the same folder are left alone.
+    """
     cleared = []
     for record in sorted(folder.glob("*.json")):
-        with record.open("rb") as file:
+        try:
+            file = record.open("rb")
+        except FileNotFoundError:  # its watchdog, or another run, was faster
+            continue
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -114,10 +145,28 @@ def clear_stale(folder: Path) -> list[int]:
             except ValueError:
                 known = {}
             if known.get("boot") == boot_id() and _is_still_ours(known["group"], known["started"]):
-                os.killpg(known["group"], signal.SIGKILL)
+                _end_group(known["group"])
                 cleared.append(known["group"])
+            elif known.get("boot") != boot_id() and known.get("host", platform.node()) != platform.node():
+                continue
             record.unlink(missing_ok=True)
     return cleared
+
+
+def _end_group(group: int) -> None:
+    """SIGKILL to a group that is not our children's, and wait for it: what comes next needs its memory."""
+    _send(os.killpg, group, signal.SIGKILL)
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline and any(_is_running(pid) for pid in _members(group)):
+        time.sleep(0.02)
+
+
+def _send(send: Callable[[int, int], None], target: int, number: int) -> None:
+    """Send a signal to a process or group that may have ended."""
+    try:
+        send(target, number)
+    except ProcessLookupError:
+        pass
 
 
 def _is_still_ours(group: int, started: int) -> bool:
@@ -129,9 +178,16 @@ def _is_still_ours(group: int, started: int) -> bool:
     leader = started_at(group)
     if leader != 0:
         return leader == started
-    members = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    names = [_command_line(pid) for pid in members if _group_of(pid) == group and started_at(pid) >= started]
+    names = [_command_line(pid) for pid in _members(group) if started_at(pid) >= started]
     return any("vllm" in name.lower() for name in names)
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _members(group: int) -> list[int]:
+    return [pid for pid in _processes() if _group_of(pid) == group]
 
 
 def started_at(pid: int) -> int:
@@ -143,6 +199,16 @@ def started_at(pid: int) -> int:
 def _group_of(pid: int) -> int:
     fields = _stat(pid)
     return int(fields[2]) if fields else 0
+
+
+def _parent_of(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _is_running(pid: int) -> bool:
+    fields = _stat(pid)
+    return bool(fields) and fields[0] != "Z"
 
 
 def _stat(pid: int) -> list[str]:

@@ -57,13 +57,26 @@ class TestHelp:
         assert [name for name in names if name in step_names()] == [*step_names()]
         assert {"run", "plan", "schema"} <= set(names)
 
-    @pytest.mark.parametrize("name", ["run", "plan", *step_names(), "status", "schema"])
+    @pytest.mark.parametrize(
+        "name", ["init", "doctor", "run", "plan", *step_names(), "status", "why", "verify", "gc", "schema"]
+    )
     def test_every_command_explains_itself(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main([name, "--help"]) == 0
         assert f"python -m pipeline {name}" in capsys.readouterr().out
 
     def test_a_command_exists_exactly_when_it_works(self) -> None:
-        assert set(cli.commands.commands) == {"run", "plan", *step_names(), "status", "schema"}
+        assert set(cli.commands.commands) == {
+            "init",
+            "doctor",
+            "run",
+            "plan",
+            *step_names(),
+            "status",
+            "why",
+            "verify",
+            "gc",
+            "schema",
+        }
 
 
 class TestUsage:
@@ -139,10 +152,11 @@ class TestResults:
 
     def test_plan_has_a_json_form_too(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["plan", "run.yaml", "--json"]) == 0
-        rows = json.loads(capsys.readouterr().out)
-        assert [row["step"] for row in rows] == [*step_names()]
-        assert rows[0]["state"] == "run"
-        assert rows[0]["reasons"] == ["never ran"]
+        told = json.loads(capsys.readouterr().out)
+        assert told["run"] == "small"
+        assert [row["step"] for row in told["steps"]] == [*step_names()]
+        assert told["steps"][0]["state"] == "run"
+        assert told["steps"][0]["reasons"] == ["never ran"]
 
     def test_plan_for_people_says_why(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["run", "run.yaml", "--until", "filter"])
@@ -156,8 +170,9 @@ class TestResults:
         assert (project / "else" / "where" / "runs" / "small" / "prompts" / "manifest.json").is_file()
         assert not (project / "data").exists()
 
-    def test_schema_prints_the_configs_schema(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["schema"]) == 0
+    @pytest.mark.parametrize("options", [[], ["--json"]])
+    def test_schema_prints_the_configs_schema(self, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["schema", *options]) == 0
         assert json.loads(capsys.readouterr().out) == RunConfig.model_json_schema()
 
 

@@ -10,6 +10,7 @@ from pipeline.core.errors import (
     ExitCode,
     Incomplete,
     Interrupted,
+    LockDrift,
     LostRows,
     PipelineError,
     RunLocked,
@@ -40,6 +41,8 @@ def test_exit_codes_are_fixed_since_other_tools_call_this_program() -> None:
         (UsageError, 2),
         (Incomplete, 3),
         (CorruptArtefact, 5),
+        (LockDrift, 5),
+        (LockDrift, 5),
         (RunLocked, 6),
         (Interrupted, 130),
         (Terminated, 143),
@@ -51,7 +54,7 @@ def test_each_error_ends_with_its_code(error: type[PipelineError], code: int) ->
 
 def test_every_error_class_with_a_code_is_listed_above() -> None:
     classes = {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, PipelineError)}
-    assert len(classes) == 7
+    assert len(classes) == 8
 
 
 def test_an_error_is_three_short_lines() -> None:

@@ -90,16 +90,36 @@ class TestKeysAndReasons:
             "files": {"filter.words": "c" * 64},
         }
         assert explain(PARTS, new) == [
-            'files.filter.words: absent -> "cccccccccccc"',
             'filter.finish_reasons: ["stop"] -> []',
             "filter.repetition.ngram: 4 -> 5",
-            'inputs.generate: "aaaaaaaaaaaa" -> "bbbbbbbbbbbb"',
+            "file filter.words changed: absent -> cccccccccccc",
+            "rows of generate changed: aaaaaaaaaaaa -> bbbbbbbbbbbb",
             "version: 1 -> 2",
         ]
 
     def test_a_new_field_whose_value_is_none_is_a_reason(self) -> None:
         new = {**PARTS, "config": {"filter": {**PARTS["config"]["filter"], "language": None}}}
         assert explain(PARTS, new) == ["filter.language: absent -> null"]
+
+    def test_of_long_texts_the_place_where_they_differ_is_shown(self) -> None:
+        old, new = ({**PARTS, "config": {"system": "You are " + "very " * 50 + word}} for word in ("kind", "curt"))
+        (line,) = explain(old, new)
+        assert "kind" in line.split(" -> ")[0] and "curt" in line.split(" -> ")[1]
+        assert len(line) < 160
+
+    def test_a_mapping_that_becomes_empty_is_a_reason(self) -> None:
+        old = {**PARTS, "config": {"teacher": {"env": {}}}}
+        new = {**PARTS, "config": {"teacher": {"env": {"A": "b"}}}}
+        assert explain(old, new) == ["teacher.env: {} -> absent", 'teacher.env.A: absent -> "b"']
+
+    def test_an_upstream_step_of_equal_rows_and_another_key_is_named_by_its_key(self) -> None:
+        old = {**PARTS, "inputs": {"filter": f"{'a' * 64} {'1' * 64}"}}
+        new = {**PARTS, "inputs": {"filter": f"{'a' * 64} {'2' * 64}"}}
+        assert explain(old, new) == ["rows of filter changed: 111111111111 -> 222222222222"]
+
+    @pytest.mark.parametrize("damaged", [{}, {"config": 3}, {"config": None, "files": [1], "inputs": "x"}])
+    def test_parts_of_a_damaged_lock_file_are_compared_too(self, damaged: dict[str, Any]) -> None:
+        assert "version: 1 -> absent" in explain(PARTS, damaged)
 
     def test_equal_parts_mean_that_the_artefact_is_gone(self) -> None:
         assert explain(PARTS, PARTS) == ["its artefact is not in the store"]

@@ -1,15 +1,19 @@
 """Reading a config: strict YAML, every mistake at once with the nearest valid name, overrides, no literal secrets."""
 
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UsageError
 from pipeline.core.load import Loaded, load_config, read_yaml, require_test_answers
+from pipeline.core.mistakes import mistakes_in
 from tests.support import minimal_config, write_project
 
 ANSWERED = {"facts": {"source": {"kind": "jsonl", "path": "rows.jsonl"}, "columns": {"answer": "completion"}}}
@@ -40,6 +44,14 @@ def yaml_refusal(folder: Path, content: str | bytes) -> UsageError:
 def openai(**changes: Any) -> dict[str, Any]:
     teacher = {"kind": "openai", "base_url": "https://api.example/v1", "provider": "example", "model": "m", **changes}
     return {"teachers": {"api": teacher}, "generate": {"teacher": "api"}}
+
+
+def field_paths(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """Path of each field of a config model, sections opened."""
+    for name, field in model.model_fields.items():
+        yield (name,)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from ((name, *rest) for rest in field_paths(field.annotation))
 
 
 class TestYaml:
@@ -79,6 +91,33 @@ class TestYaml:
         with pytest.raises(UsageError, match="No such file") as caught:
             read_yaml(tmp_path / "none.yaml")
         assert caught.value.where == str(tmp_path / "none.yaml")
+
+    def test_a_file_of_a_similar_name_is_suggested(self, tmp_path: Path) -> None:
+        (tmp_path / "quickstart.yaml").touch()
+        with pytest.raises(UsageError) as caught:
+            read_yaml(tmp_path / "quikstart.yaml")
+        assert caught.value.todo == f"did you mean {tmp_path / 'quickstart.yaml'}?"
+
+    @pytest.mark.parametrize("name", ["-", "/dev/stdin", "/proc/self/fd/0"])
+    def test_a_stream_is_no_config_since_a_lock_is_written_beside_it(self, name: str) -> None:
+        with pytest.raises(UsageError, match="not from a stream"):
+            read_yaml(Path(name))
+
+    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "x.yaml")
+        with pytest.raises(UsageError, match="not from a stream"):
+            read_yaml(tmp_path / "x.yaml")
+
+    @pytest.mark.parametrize("name", ["a" * 300 + ".yaml", "nul\0.yaml", "file/x.yaml"])
+    def test_a_path_that_cannot_be_is_an_error_for_people(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(UsageError, match="cannot read the file"):
+            read_yaml(tmp_path / name)
+
+    def test_a_control_character_is_named_with_its_line(self, tmp_path: Path) -> None:
+        error = yaml_refusal(tmp_path, "a: 1\nb: \x00\n")
+        assert error.what == "not valid YAML: a control character (#x0000)"
+        assert error.where.endswith("x.yaml:2")
 
     def test_a_folder_is_no_config(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="cannot read the file"):
@@ -128,7 +167,7 @@ class TestMistakes:
             filter={"min_chars": 0, "verifier": "fuzzy"},
         )
         lines = [line.strip() for line in error.what.splitlines()]
-        assert lines[0] == "8 wrong in the config:"
+        assert lines[0] == "8 mistakes:"
         assert sorted(line.split(":")[0] for line in lines[1:]) == [
             "filter.min_chars",
             "filter.verifier",
@@ -176,8 +215,85 @@ class TestMistakes:
         assert "teachers.replay.orign: unknown key; did you mean 'origin'?" in error.what
 
     def test_a_union_of_plain_types_adds_nothing_to_the_path(self, tmp_path: Path) -> None:
-        lines = refusal(tmp_path, train={"tuning": {"kind": "lora", "target_modules": 7}}).what.splitlines()
-        assert {line.strip().split(":")[0] for line in lines[1:]} == {"train.tuning.target_modules"}
+        what = refusal(tmp_path, train={"tuning": {"kind": "lora", "target_modules": 7}}).what
+        assert what.startswith("train.tuning.target_modules: give a text (")
+        assert what.endswith(" or a list, such as [a, b]")
+
+    def test_each_stands_with_its_line_and_the_last_one_at_the_file(self, tmp_path: Path) -> None:
+        error = refusal(tmp_path, dedup={"zzz": 1}, filter={"min_chars": "many"})
+        lines = (tmp_path / "run.yaml").read_text("utf-8").splitlines()
+        assert lines.index("  zzz: 1") + 1 == int(error.what.split("run.yaml:")[2].rstrip(")"))
+        assert error.where == str(tmp_path / "run.yaml")
+
+    def test_a_single_one_stands_alone_with_the_line_it_is_on(self, tmp_path: Path) -> None:
+        error = refusal(tmp_path, filter={"min_chars": "many", "max_chars": 3})
+        lines = (tmp_path / "run.yaml").read_text("utf-8").splitlines()
+        assert error.what == "filter.min_chars: give a whole number"
+        assert error.where == f"{tmp_path / 'run.yaml'}:{lines.index('  min_chars: many') + 1}"
+
+    def test_what_is_missing_is_looked_for_in_the_section_that_lacks_it(self, tmp_path: Path) -> None:
+        error = refusal(tmp_path, student={"license": "MIT"})
+        lines = (tmp_path / "run.yaml").read_text("utf-8").splitlines()
+        assert error.what == "student.model: is required"
+        assert error.where == f"{tmp_path / 'run.yaml'}:{lines.index('student:') + 1}"
+
+    @pytest.mark.parametrize(
+        ("override", "what"),
+        [
+            ("filter.min_char=3", "filter.min_char: unknown key"),
+            ("filtre.min_chars=3", "filtre: unknown key"),
+            ("filter.verifier=exat", "filter.verifier: 'exat' is not a valid value; did you mean 'exact'?"),
+            ("generate.sampling=3", "generate.sampling: give lines of `key: value`"),
+            ("prompts.sets.other.system=x", "prompts.sets.other.source: is required"),
+            ("generate.samples=true", "generate.samples: give a number, not yes or no"),
+        ],
+    )
+    def test_one_that_an_override_brought_is_placed_there(self, tmp_path: Path, override: str, what: str) -> None:
+        error = refusal(tmp_path, "dataset.seed=1", override, "train.seed=2")
+        assert error.what.startswith(what)
+        assert error.where == f"--set {override.partition('=')[0]}=…"
+
+    def test_one_of_the_file_is_not_blamed_on_an_override(self, tmp_path: Path) -> None:
+        assert "run.yaml:" in refusal(tmp_path, "filter.max_chars=3", filter={"min_chars": "many"}).where
+
+    @pytest.mark.parametrize(
+        ("sections", "expected"),
+        [
+            ({"teachers": {"humans": {"kind": "repaly"}}}, "teachers.humans.kind: 'repaly' is not a valid value; did"),
+            ({"filter": {"verifier": "exat"}}, "filter.verifier: 'exat' is not a valid value; did you mean 'exact'?"),
+            ({"filter": {"verifier": "zzz"}}, "'zzz' is not a valid value; valid here: none, exact, numeric"),
+            ({"train": {"tuning": {"kind": "lorra"}}}, "train.tuning.kind: 'lorra' is not a valid value; did you mean"),
+            ({"filter": {"verifier": True}}, "filter.verifier: not a valid value; valid here: none, exact, numeric"),
+        ],
+    )
+    def test_a_wrong_value_comes_with_the_nearest_valid_one(
+        self, tmp_path: Path, sections: dict[str, Any], expected: str
+    ) -> None:
+        assert expected in refusal(tmp_path, **sections).what
+
+    def test_a_long_value_is_not_repeated_since_it_may_be_a_secret(self, tmp_path: Path) -> None:
+        assert LITERAL_KEY * 2 not in str(refusal(tmp_path, filter={"verifier": LITERAL_KEY * 2}))
+
+    @pytest.mark.parametrize("wrong", ["text that is no number", -7, 2.5, [{}], {"zz": 1}, None, True, "x" * 200])
+    def test_no_sentence_is_pydantics_own(self, tmp_path: Path, wrong: Any) -> None:
+        """A wrong value in every field of every section, one at a time."""
+        refused = 0
+        for path in field_paths(RunConfig):
+            data: dict[str, Any] = minimal_config()
+            parents: dict[str, Any] = data
+            for name in path[:-1]:
+                parents = parents.setdefault(name, {})
+            parents[path[-1]] = wrong
+            try:
+                RunConfig.model_validate(data)
+            except ValidationError as error:
+                for mistake in mistakes_in(RunConfig, data, error):
+                    refused += 1
+                    assert not re.search(
+                        r"[Ii]nput should|valid (dictionary|tuple|string)|instance|pars|__", str(mistake)
+                    )
+                    assert str(mistake)[-1].isalnum() or str(mistake)[-1] in ")]?`", mistake
+        assert refused > 30
 
     def test_a_variant_without_its_kind_is_asked_for_it(self, tmp_path: Path) -> None:
         assert "train.tuning.kind: is required" in refusal(tmp_path, train={"tuning": {"r": 4}}).what
@@ -195,7 +311,7 @@ class TestMistakes:
     def test_a_bare_no_is_not_taken_for_a_model_name(self, tmp_path: Path) -> None:
         path = write_project(tmp_path)
         path.write_text(path.read_text("utf-8").replace("model: ./student", "model: no"), "utf-8")
-        with pytest.raises(UsageError, match=r"student\.model: .*string"):
+        with pytest.raises(UsageError, match=r"student\.model: give a text"):
             load_config(path)
 
     def test_shares_must_leave_training_rows(self, tmp_path: Path) -> None:

@@ -51,8 +51,13 @@ class TestScrubbing:
     def test_a_secret_that_holds_another_goes_whole(self) -> None:
         assert scrub("abcdef", ("abc", "abcdef")) == "***"
 
-    def test_an_empty_secret_hides_nothing(self) -> None:
-        assert scrub("text", ("",)) == "text"
+    @pytest.mark.parametrize("secret", ["", "  ", "\n"])
+    def test_an_empty_secret_hides_nothing(self, secret: str) -> None:
+        assert scrub("  text\n", (secret,)) == "  text\n"
+
+    def test_a_secret_with_blanks_around_it_is_hidden_without_them_too(self) -> None:
+        """A key that was read from a file with its line's end is sent without."""
+        assert scrub(f"Bearer {SECRET}, again", (f" {SECRET}\n",)) == "Bearer ***, again"
 
 
 @pytest.fixture(autouse=True)

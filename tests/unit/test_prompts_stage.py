@@ -16,7 +16,7 @@ from pipeline.core.errors import UsageError
 from pipeline.core.record import Message, Prompt, prompts_of, read_shards
 from pipeline.core.stage import Result
 from pipeline.stages import prompts as stage
-from pipeline.stages.prompts import order, sources
+from pipeline.stages.prompts import order, settlement, sources
 from pipeline.text.split import split_of
 from tests.support import a_prompt, make_context
 
@@ -204,9 +204,9 @@ def test_more_rows_than_one_run_holds_are_sorted(tmp_path: Path) -> None:
         ('{"id": "a", "promt": "x"}\n', ("p.jsonl:1", "did you mean 'promt'?")),
         ('{"prompt": "x"}\n', ("p.jsonl:1", "'id'", "id: null")),
         ('{"id": null, "prompt": "x"}\n', ("p.jsonl:1", "no id")),
-        ('{"id": "a", "prompt": 7}\n', ("p.jsonl:1", "int where a text")),
+        ('{"id": "a", "prompt": 7}\n', ("p.jsonl:1", "a number where a text")),
         ('{"id": "a", "prompt": []}\n', ("p.jsonl:1", "list of messages")),
-        ('{"id": "a", "prompt": [{"role": "user"}]}\n', ("p.jsonl:1", "['role']")),
+        ('{"id": "a", "prompt": [{"role": "user"}]}\n', ("p.jsonl:1", "has 'role'")),
         ('{"id": "a", "prompt": [{"role": "wizard", "content": "x"}]}\n', ("p.jsonl:1", "'wizard'")),
         ('{"id": "a", "prompt": [{"role": "assistant", "content": "x"}]}\n', ("p.jsonl:1", "last message")),
         ('{"id": "a", "prompt": [{"role": "user", "content": "x", "name": "y"}]}\n', ("p.jsonl:1", "'name'")),
@@ -364,7 +364,7 @@ def test_prompts_near_a_test_prompt_leave(tmp_path: Path) -> None:
 def test_of_a_duplicate_in_two_splits_the_copy_further_from_training_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: Sequence[str], stays: int, shard_rows: int
 ) -> None:
-    monkeypatch.setattr(stage, "SHARD_ROWS", shard_rows)
+    monkeypatch.setattr(settlement, "SHARD_ROWS", shard_rows)
     groups = {split_of(str(number), validation=0.3, test=0.3): str(number) for number in range(40)}
     rows = [{"id": f"p{at}", "prompt": "x", "g": groups[split]} for at, split in enumerate(splits)]
     path = write_jsonl(tmp_path / "p.jsonl", rows)

@@ -188,7 +188,7 @@ class TestPlan:
         with (project / "rows.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"id": "new", "prompt": "New?", "completion": "New."}) + "\n")
         (reason,) = planned()["prompts"].reasons
-        assert reason.startswith("files.prompts.sets.facts.source.path: ")
+        assert reason.startswith("file prompts.sets.facts.source.path changed: ")
         assert " -> " in reason
 
     def test_a_lost_artefact_is_the_reason(self) -> None:

@@ -11,7 +11,16 @@ import pyarrow as pa
 from pipeline.core.config import DatasetConfig, DatasetStep
 from pipeline.core.errors import CorruptArtefact, UsageError
 from pipeline.core.lineage import digest_json
-from pipeline.core.record import MESSAGES, RECORD_SCHEMA, ShardWriter, Written, count_rows, read_shards
+from pipeline.core.record import (
+    MESSAGES,
+    RECORD_SCHEMA,
+    ShardWriter,
+    Written,
+    count_rows,
+    read_shards,
+    shard_paths,
+    uncompressed_bytes,
+)
 from pipeline.core.stage import Context, Result, check_cancelled
 from pipeline.stages.dataset.card import write_card
 from pipeline.stages.dataset.census import Census, read_sources
@@ -39,8 +48,10 @@ COLUMNS = (
 SPLITS = ("train", "validation")
 PARTITION_ROWS = 65_536
 """Rows, about, that are sorted in memory at once."""
+PARTITION_BYTES = 128 * 2**20
+"""Their size, about, as Arrow holds it; rows of more than 2 KB make the partitions smaller."""
 MAX_PARTITIONS = 256
-"""Files open at once, per split; beyond 16 million rows the partitions grow instead."""
+"""Files open at once, per split; beyond 16 million rows or 32 GB the partitions grow instead."""
 
 _ORDER = pa.field("order", pa.binary(32), nullable=False)
 
@@ -58,7 +69,7 @@ def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
         CorruptArtefact: a row of the test split arrived, which `prompts` keeps from every teacher.
     """
     rows = inputs["dedup"] / "rows"
-    rows_in = count_rows(rows.glob("*.parquet"))
+    rows_in = count_rows(shard_paths(rows))
     if rows_in == 0:
         todo = "see why they left: `rejected` in the manifests of generate, filter and dedup, rejects/ beside them"
         raise UsageError("no row is left for the data set", where=str(rows), todo=todo)
@@ -107,7 +118,8 @@ def _partition(
 
     Sorting each file then sorts everything, with one file in memory at a time.
     """
-    count = min(MAX_PARTITIONS, -(-rows_in // PARTITION_ROWS))
+    size = sum(uncompressed_bytes(path) for path in shard_paths(rows))
+    count = min(MAX_PARTITIONS, max(-(-rows_in // PARTITION_ROWS), -(-size // PARTITION_BYTES)))
     files = {split: [scratch / f"{split}-{number:05d}.arrow" for number in range(count)] for split in SPLITS}
     schema = pa.schema([_ORDER, *(RECORD_SCHEMA.field(name) for name in COLUMNS)])
     with ExitStack() as stack:

@@ -1,32 +1,30 @@
 """Stage `prompts`: read the prompt sets, render them, take duplicates out, split, keep a distance to the test split."""
 
+import functools
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.core.config import FileSource, NearTest, PromptsConfig, PromptSet, PromptsStep
+from pipeline.core.config import FileSource, PromptsConfig, PromptSet, PromptsStep
 from pipeline.core.errors import UsageError
-from pipeline.core.lineage import canonical_json, digest_json
-from pipeline.core.record import PROMPT_SCHEMA, SHARD_ROWS, Prompt
-from pipeline.core.sink import RowSink, counted_reason
+from pipeline.core.lineage import digest_json
+from pipeline.core.record import PROMPT_SCHEMA, Prompt
+from pipeline.core.sink import RowSink
 from pipeline.core.stage import Context, Json, Result, check_cancelled
 from pipeline.stages.prompts.card import SourceFacts, source_facts
-from pipeline.stages.prompts.order import chunks, read_prompts, sorted_by_id, write_prompts
-from pipeline.stages.prompts.render import Renderer, is_blank, load_template
+from pipeline.stages.prompts.distance import Judged, index_tests, keep_distance
+from pipeline.stages.prompts.order import sorted_by_id
+from pipeline.stages.prompts.render import Renderer, load_template
+from pipeline.stages.prompts.settlement import settle
 from pipeline.stages.prompts.sources import read_source
-from pipeline.text.near import NearIndex
-from pipeline.text.normalise import normalise
 
 VERSION = 1
 
 MANY_NEAR_TEST = 0.2
-KEPT_FIRST = ("test", "validation", "train")
-"""Of equal prompts the one in the earlier of these splits stays."""
 LISTED_IDS = 10
 
 log = logging.getLogger(__name__)
@@ -53,36 +51,12 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """Prompts of a scratch file, in canonical order.
-
-    Attributes:
-        path: the file.
-        reasons: for each prompt the reason it leaves with so far, or None.
-        also_in: row in the file -> the other sets that hold this prompt, sorted; for prompts that stay.
-    """
-
-    path: Path
-    reasons: list[str | None]
-    also_in: Mapping[int, tuple[str, ...]]
-
-
-@dataclass(slots=True)
-class Equals:
-    """Equal prompts: the one that stays, so far, and the sets that hold them."""
-
-    position: int
-    split: str
-    name: str
-    sets: tuple[str, ...]
-
-
 def run(cfg: PromptsStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
     """Write the prompts sorted by (prompt_set, prompt_id), and `sources.json`.
 
     The sets are read and sorted through scratch files; then duplicates are found and the test prompts indexed; then
-    the rest is compared with them. In memory are a digest and a name a row, and the test prompts' n-grams.
+    the rest is compared with them. In memory are 50 bytes a row, the names of prompts that have equals, and the test
+    prompts' n-grams; these once more in each worker process.
 
     Raises:
         UsageError: a source, card or template is missing or wrong, an id occurs twice, or a set has no rows.
@@ -91,15 +65,17 @@ def run(cfg: PromptsStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
     facts = {name: source_facts(config.sets[name]) for name in sorted(config.sets)}
     tallies = {name: Tally() for name in facts}
     with TemporaryDirectory(dir=ctx.workdir) as scratch:
-        prompts = _read_sets(config, facts, Path(scratch), ctx)
-        settled = _settle(prompts, Path(scratch), ctx)
-        index = _index_tests(settled, config.near_test)
-        ctx.progress.start(sum(len(part.reasons) for part in settled), "rows")
+        settled = settle(_read_sets(config, facts, Path(scratch), ctx), list(facts), Path(scratch), ctx)
+        index = index_tests(settled, config.near_test)
+        licenses = {name: facts[name].license for name in facts}
+        ctx.progress.start(len(settled.kept), "rows")
         with RowSink(out, PROMPT_SCHEMA) as sink:
-            for part in settled:
+            for judged in ctx.fanout(functools.partial(keep_distance, index, licenses), settled):
                 check_cancelled(ctx)
-                _keep_distance(part, index, sink, tallies, facts)
-                ctx.progress.advance(len(part.reasons), rejected=sum(reason is not None for reason in part.reasons))
+                sink.keep(judged.kept)
+                sink.reject(judged.rejected, judged.reasons)
+                _count(judged, tallies)
+                ctx.progress.advance(judged.rows, rejected=len(judged.reasons))
     sources = {name: _source_json(config.sets[name], facts[name], tallies[name]) for name in facts}
     (out / "sources.json").write_text(json.dumps(sources, indent=2, ensure_ascii=False) + "\n", "utf-8")
     splits = sum((tally.kept for tally in tallies.values()), Counter[str]())
@@ -160,96 +136,13 @@ def _refuse_equal_ids(prompts: Iterable[Prompt], name: str, prompt_set: PromptSe
         )
 
 
-def _settle(prompts: Iterable[Prompt], scratch: Path, ctx: Context) -> list[Settled]:
-    """Write the prompts in shards and find the blank ones and the exact duplicates.
-
-    Of equal prompts the first in test stays, else the first in validation, else the first: so no text is in two
-    splits, and none that a test group holds is trained.
-    """
-    equals: dict[bytes, Equals] = {}
-    written: list[tuple[Path, list[Equals | None]]] = []
-    for number, chunk in enumerate(chunks(prompts, SHARD_ROWS)):
-        check_cancelled(ctx)
-        path = scratch / f"settled-{number:05d}.arrow"
-        write_prompts(path, chunk)
-        written.append((path, [_enter(prompt, at, equals) for at, prompt in enumerate(chunk, number * SHARD_ROWS)]))
-    return [_settled(path, found, number * SHARD_ROWS) for number, (path, found) in enumerate(written)]
-
-
-def _enter(prompt: Prompt, position: int, equals: dict[bytes, Equals]) -> Equals | None:
-    """Enter a prompt among its equals and return them; None for a blank prompt."""
-    if is_blank(prompt):
-        return None
-    same: list[Json] = [[message.role, normalise(message.content)] for message in prompt.prompt]
-    digest = blake2b(canonical_json(same), digest_size=16).digest()
-    name = f"{prompt.prompt_set}/{prompt.prompt_id}"
-    found = equals.setdefault(digest, Equals(position, prompt.split, name, (prompt.prompt_set,)))
-    if prompt.prompt_set not in found.sets:
-        found.sets = (*found.sets, prompt.prompt_set)
-    if KEPT_FIRST.index(prompt.split) < KEPT_FIRST.index(found.split):
-        found.position, found.split, found.name = position, prompt.split, name
-    return found
-
-
-def _settled(path: Path, entered: Iterable[Equals | None], start: int) -> Settled:
-    """The reasons `empty` and `duplicate_of:<prompt_set>/<prompt_id>` of a shard whose first row is row `start`."""
-    reasons: list[str | None] = []
-    also_in: dict[int, tuple[str, ...]] = {}
-    for row, found in enumerate(entered):
-        if found is None:
-            reasons.append("empty")
-        elif found.position != start + row:
-            reasons.append(f"duplicate_of:{found.name}")
-        else:
-            reasons.append(None)
-            if len(found.sets) > 1:
-                own = found.name.partition("/")[0]
-                also_in[row] = tuple(sorted(set(found.sets) - {own}))
-    return Settled(path, reasons, also_in)
-
-
-def _near_text(prompt: Prompt) -> str:
-    """What is compared with the test split: the messages without the system's, which all prompts of a set share."""
-    return "\n".join(message.content for message in prompt.prompt if message.role != "system")
-
-
-def _index_tests(settled: Iterable[Settled], near: NearTest) -> NearIndex:
-    tests = (
-        _near_text(prompt)
-        for part in settled
-        for prompt, reason in zip(read_prompts(part.path), part.reasons, strict=True)
-        if reason is None and prompt.split == "test"
-    )
-    return NearIndex(tests, ngram=near.ngram, threshold=near.threshold)
-
-
-def _keep_distance(
-    part: Settled, index: NearIndex, sink: RowSink, tallies: Mapping[str, Tally], facts: Mapping[str, SourceFacts]
-) -> None:
-    """Keep the shard's prompts or reject them, training and validation prompts near a test prompt too."""
-    kept, rejected, reasons = [], [], []
-    for row, (prompt, reason) in enumerate(zip(read_prompts(part.path), part.reasons, strict=True)):
-        if row in part.also_in:
-            prompt = _join(prompt, part.also_in[row], facts)
-        if reason is None and prompt.split != "test" and index.is_near(_near_text(prompt)):
-            reason = "near_test"
-        tally = tallies[prompt.prompt_set]
-        tally.rows += 1
-        if reason is None:
-            tally.kept[prompt.split] += 1
-            kept.append(prompt)
-        else:
-            tally.rejected[counted_reason(reason)] += 1
-            rejected.append(prompt)
-            reasons.append(reason)
-    sink.keep(kept)
-    sink.reject(rejected, reasons)
-
-
-def _join(prompt: Prompt, also_in: tuple[str, ...], facts: Mapping[str, SourceFacts]) -> Prompt:
-    """The prompt under the terms of all sets that hold it."""
-    licenses = {*prompt.license_set, *(facts[name].license for name in also_in)}
-    return replace(prompt, also_in=also_in, license_set=tuple(sorted(licenses)))
+def _count(judged: Judged, tallies: Mapping[str, Tally]) -> None:
+    for (name, split), rows in judged.kept_in.items():
+        tallies[name].rows += rows
+        tallies[name].kept[split] += rows
+    for (name, reason), rows in judged.rejected_for.items():
+        tallies[name].rows += rows
+        tallies[name].rejected[reason] += rows
 
 
 def _source_json(prompt_set: PromptSet, facts: SourceFacts, tally: Tally) -> Json:

@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError
 from pipeline.core.config import HubSource, PromptSet
 from pipeline.core.config_base import ConfigModel
 from pipeline.core.errors import UsageError
-from pipeline.core.load import read_yaml
+from pipeline.core.load import read_yaml, refusal
+from pipeline.core.mistakes import mistakes_in
 from pipeline.text.licenses import UNKNOWN, License, parse_license
 from pipeline.text.normalise import replace_surrogates
 
@@ -79,11 +80,8 @@ def _license(card: Card, path: Path | None) -> License:
 
 def _read_card(path: Path) -> Card:
     data = read_yaml(path)
-    valid = ", ".join(Card.model_fields)
     try:
         return Card.model_validate({} if data is None else data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the card"
-        what = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg']} (quote numbers and dates)"
-        raise UsageError(f"{key}: {what}", where=str(path), todo=f"a card has the keys {valid}") from error
+        todo = f"correct it; a card has the keys {', '.join(Card.model_fields)}"
+        raise refusal(path, mistakes_in(Card, data, error), todo) from error

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.core.config import PromptsConfig, PromptSet
 from pipeline.core.errors import UsageError, boundary
 from pipeline.core.lineage import digest_json
 from pipeline.core.record import Message, Prompt
-from pipeline.stages.prompts.sources import SourceRow
+from pipeline.stages.prompts.sources import SourceRow, kind_of
 from pipeline.text.normalise import normalise, replace_surrogates
 from pipeline.text.split import split_of
 
@@ -102,9 +103,11 @@ def load_template(path: Path) -> Template:
     except TemplateSyntaxError as error:
         where = f"{path}:{error.lineno}"
         raise UsageError(f"not a Jinja template: {error.message}", where=where, todo="correct this line") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError("the template is not UTF-8 text", where=str(path), todo="save it as UTF-8") from error
+    except OSError as error:
         todo = "check the path; it is taken from the current folder"
-        raise UsageError(f"cannot read the template: {error}", where=str(path), todo=todo) from error
+        raise UsageError(f"cannot read the template: {error.strerror}", where=str(path), todo=todo) from error
 
 
 def _refuse_null(value: Any) -> Any:
@@ -125,7 +128,11 @@ def _fill(template: Template, row: SourceRow, where: str) -> str:
         return template.render({str(name): value for name, value in row.values.items()})
     except UndefinedError as error:
         null = [str(name) for name, value in row.values.items() if value is None]
-        todo = f"the row's columns: {', '.join(map(str, row.values))}" + (f"; null: {', '.join(null)}" if null else "")
+        named = re.match(r"'(.+?)' is undefined", error.message or "")
+        near = difflib.get_close_matches(named.group(1), map(str, row.values), n=1) if named is not None else []
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        todo = f"{hint}the row's columns: {', '.join(map(str, row.values))}"
+        todo += f"; null: {', '.join(null)}" if null else ""
         raise UsageError(f"the template uses what the row lacks: {error.message}", where=where, todo=todo) from error
 
 
@@ -165,7 +172,7 @@ def _optional_text(row: SourceRow, name: str | None) -> str | None:
     elif isinstance(value, int | float):
         value = str(value)
     if value is not None and not isinstance(value, str):
-        what = f"{type(value).__name__} where a text, a number or a boolean is needed"
+        what = f"{kind_of(value)} where a text, a number or a boolean is needed"
         raise UsageError(what, where=f"{row.place}, column {name!r}", todo="name a text column in `columns`")
     return None if value is None or value.strip() == "" else replace_surrogates(value)
 
@@ -174,7 +181,7 @@ def _messages_of(value: Any, where: str) -> tuple[Message, ...]:
     if value is None or isinstance(value, str):
         return (Message("user", replace_surrogates(value or "")),)
     if not isinstance(value, list) or not value:
-        what = f"{type(value).__name__} where a text or a list of messages is needed"
+        what = f"{'an empty list' if value == [] else kind_of(value)} where a text or a list of messages is needed"
         raise UsageError(what, where=where, todo="name the right column in `columns.prompt`, or use a `template`")
     messages = tuple(_message(item, where) for item in value)
     if messages[-1].role != "user":
@@ -186,8 +193,9 @@ def _messages_of(value: Any, where: str) -> tuple[Message, ...]:
 def _message(item: Any, where: str) -> Message:
     given = {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else {}
     if not {"role", "content"} <= set(given) <= {"role", "content", "reasoning_content"}:
-        keys = sorted(map(str, given)) if isinstance(item, dict) else type(item).__name__
-        raise UsageError(f"a message has {keys}", where=where, todo="a message is {role, content}")
+        found = "has " + (", ".join(map(repr, sorted(map(str, given)))) or "no content")
+        found = found if isinstance(item, dict) else f"is {kind_of(item)}"
+        raise UsageError(f"a message {found}", where=where, todo="a message is {role, content}")
     if not all(isinstance(value, str) for value in given.values()) or given["role"] not in ROLES:
         todo = f"roles are {', '.join(ROLES)}; contents are texts"
         raise UsageError(f"a message of role {given['role']!r} is not understood", where=where, todo=todo)

@@ -86,11 +86,33 @@ def _read_jsonl(path: Path) -> Iterator[SourceRow]:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
                 todo = "one JSON object a line; correct or remove this line"
-                raise UsageError(f"not JSON: {error}", where=place, todo=todo) from error
+                raise UsageError(f"not JSON: {_json_problem(error)}", where=place, todo=todo) from error
             if not isinstance(values, dict):
                 todo = 'write it as {"id": …, "prompt": …}'
-                raise UsageError(f"the line holds {type(values).__name__}, not an object", where=place, todo=todo)
+                raise UsageError(f"the line holds {kind_of(values)}, not an object", where=place, todo=todo)
             yield SourceRow(place, values)
+
+
+def _json_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} (character {error.pos + 1})"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a row is, in words, for error messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (str, "a text"),
+        ((int, float), "a number"),
+        (list, "a list"),
+        (dict, "an object"),
+        (bytes, "bytes"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "a value of another kind")
 
 
 def _read_csv(path: Path) -> Iterator[SourceRow]:

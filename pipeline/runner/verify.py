@@ -1,0 +1,272 @@
+"""Hashing everything again: results, the links to them, a lock file, the stored answers. Finds all damage, mends none.
+
+Nothing is written and no lock is taken, so that a folder that may not be written can be verified, and one in which a
+run is going on: what is moved away meanwhile was whole, or is somebody else's to report.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.core.errors import CorruptArtefact, UsageError, boundary, disk_errors
+from pipeline.core.lineage import Manifest, file_sha256, step_key
+from pipeline.core.log import show_progress
+from pipeline.core.runs import read_lock
+from pipeline.core.stage import Progress
+from pipeline.core.store import MANIFEST, REBUILD, Artefact, Store
+from pipeline.runner.contents import recompute
+from pipeline.runner.links import Link, result_links, run_folders
+from pipeline.runner.session import Session
+from pipeline.runner.steps import STAGES, stage_module
+
+READ = "see to the disk or give read access, then run the same command again"
+RELINK = "run it again: the result is made anew or linked; a run that is not needed any more: delete its folder"
+RELOCK = "restore the lock file from version control, or run without --locked to write it again"
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that is not what it was when it was committed.
+
+    Attributes:
+        kind: what it was found in.
+        where: the file, folder or link.
+        what: what is wrong.
+        todo: what to do about it.
+    """
+
+    kind: Literal["artefact", "link", "lock", "answers"]
+    where: Path
+    what: str
+    todo: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was looked at and what was found.
+
+    Attributes:
+        data: the data folder.
+        run: the run that was verified; None: everything in the folder.
+        artefacts: results whose files were all hashed.
+        files, bytes: of these.
+        contents: of these results those whose content digest was computed anew from their rows.
+        links: links of runs to results.
+        locked: entries of the lock file; of those whose result is in the store the content was compared.
+        answer_files: files of stored answers; 0 for one run, since all runs share them.
+        damage: everything that is wrong.
+    """
+
+    data: Path
+    run: str | None
+    artefacts: int
+    files: int
+    bytes: int
+    contents: int
+    links: int
+    locked: int
+    answer_files: int
+    damage: tuple[Damage, ...]
+
+
+def verify_data(data: Path) -> Verification:
+    """Verify all results, links and stored answers of a data folder.
+
+    Raises:
+        UsageError: there is no such folder.
+        Incomplete: the disk fails, or something may not be read.
+    """
+    if not data.is_dir():
+        raise UsageError("no such data folder", where=str(data), todo="give the folder of a run: --data DIR")
+    with disk_errors(str(data), READ):
+        return _verify_data(data)
+
+
+def _verify_data(data: Path) -> Verification:
+    from pipeline.teacher import audit  # SQLite, which `verify CONFIG` does without
+
+    store = Store(data / "store")
+    places = [*store.artefacts()]
+    links = [link for folder in run_folders(data) for link in result_links(folder)]
+    answers = audit.response_files(data / "responses")
+    with show_progress("verify") as progress:
+        progress.start(_count_files(store, places) + len(answers), "files")
+        checks = [_Check(store, stage, key, progress) for stage, key in places]
+        damage = [found for check in checks for found in check.run()]
+        damage += [found for link in links for found in _link_damage(link)]
+        for path in answers:
+            checked = audit.check(path)
+            damage += [] if checked.damage is None else [Damage("answers", path, checked.damage, checked.todo)]
+            progress.advance()
+    return _verification(data, None, checks, links, 0, len(answers), damage)
+
+
+def verify_run(session: Session) -> Verification:
+    """Verify what a run links and what its config's lock file names.
+
+    Raises:
+        UsageError: neither a run's folder nor a lock file is there, or the lock file is damaged.
+        Incomplete: the disk fails, or something may not be read.
+    """
+    with disk_errors(str(session.data), READ):
+        return _verify_run(session)
+
+
+def _verify_run(session: Session) -> Verification:
+    store = session.store
+    links = result_links(session.folder)
+    lock = read_lock(session.loaded.base_lock_path)
+    if not links and not lock:
+        todo = f"run it first: {session.command('run')}"
+        raise UsageError("nothing was run yet", where=str(session.folder), todo=todo)
+    locked = [(str(entry["parts"].get("stage")), entry["key"]) for entry in lock.values()]
+    found = [place for place in locked if store.path_of(*place).is_dir()]
+    places = sorted({*found, *(link.place for link in links if not link.dangles)})
+    with show_progress("verify") as progress:
+        progress.start(_count_files(store, places), "files")
+        checks = [_Check(store, stage, key, progress) for stage, key in places]
+        damage = [found for check in checks for found in check.run()]
+    damage += [found for link in links for found in _link_damage(link)]
+    damage += _lock_damage(session)
+    return _verification(session.data, session.loaded.run_name, checks, links, len(lock), 0, damage)
+
+
+def _verification(
+    data: Path,
+    run: str | None,
+    checks: "Sequence[_Check]",
+    links: Sequence[Link],
+    locked: int,
+    answer_files: int,
+    damage: Sequence[Damage],
+) -> Verification:
+    return Verification(
+        data=data,
+        run=run,
+        artefacts=len(checks),
+        files=sum(check.files for check in checks),
+        bytes=sum(check.bytes for check in checks),
+        contents=sum(check.recomputed for check in checks),
+        links=len(links),
+        locked=locked,
+        answer_files=answer_files,
+        damage=tuple(damage),
+    )
+
+
+def _count_files(store: Store, places: Sequence[tuple[str, str]]) -> int:
+    return sum(1 for place in places for path in store.path_of(*place).rglob("*") if path.is_file())
+
+
+class _Check:
+    """The verification of one artefact, with what it counted."""
+
+    def __init__(self, store: Store, stage: str, key: str, progress: Progress) -> None:
+        self._folder, self._stage, self._key, self._progress = store.path_of(stage, key), stage, key, progress
+        self.files = self.bytes = self.recomputed = 0
+
+    def run(self) -> list[Damage]:
+        """All damage of the artefact; none if it was moved away while we looked."""
+        try:
+            found = [*self._all()]
+        except FileNotFoundError:
+            if self._folder.exists():
+                raise
+            return []
+        return found if self._folder.exists() else []
+
+    def _all(self) -> Iterator[Damage]:
+        try:
+            manifest = self._manifest()
+        except CorruptArtefact as error:
+            yield Damage("artefact", Path(error.where), error.what, error.todo)
+            return
+        said = [*self._contradictions(manifest), *self._file_damage(manifest)]
+        yield from said
+        if not said:
+            yield from self._content_damage(Artefact(self._folder, manifest))
+
+    def _manifest(self) -> Manifest:
+        path = self._folder / MANIFEST
+        if not path.is_file():
+            raise CorruptArtefact("the manifest is missing", where=str(self._folder), todo=REBUILD)
+        return Manifest.read(path)
+
+    def _contradictions(self, manifest: Manifest) -> Iterator[Damage]:
+        """What a sealed manifest can only say if it was made or moved by hand."""
+        if (manifest.stage, manifest.key) != (self._stage, self._key):
+            yield self._damage(f"the manifest is of {manifest.stage} {manifest.key[:12]}")
+        if step_key(manifest.parts) != manifest.key:
+            yield self._damage("the key is not the sha256 of its parts")
+        if manifest.rows_in != manifest.rows_out + sum(manifest.rejected.values()):
+            yield self._damage("rows_in is not rows_out and the rejected rows together")
+
+    def _file_damage(self, manifest: Manifest) -> Iterator[Damage]:
+        there = {path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file()}
+        for name in sorted(manifest.files.keys() - there):
+            yield self._damage("the file is missing", name)
+        for name in sorted(there - manifest.files.keys() - {MANIFEST}):
+            yield self._damage("the manifest does not know this file", name)
+        self._progress.advance()
+        for name in sorted(there & manifest.files.keys()):
+            yield from self._bytes_damage(name, manifest)
+
+    def _bytes_damage(self, name: str, manifest: Manifest) -> Iterator[Damage]:
+        facts = manifest.files[name]
+        try:
+            size, digest = (self._folder / name).stat().st_size, file_sha256(self._folder / name)
+        except OSError as error:
+            yield self._damage(f"the file cannot be read: {error.strerror}", name)
+            return
+        self.files, self.bytes = self.files + 1, self.bytes + size
+        self._progress.advance()
+        if size != facts["bytes"]:
+            yield self._damage(f"the file has {size:,} bytes, not the {facts['bytes']:,} of the manifest", name)
+        elif digest != facts["sha256"]:
+            yield self._damage("the file's sha256 differs from the manifest", name)
+
+    def _content_damage(self, artefact: Artefact) -> Iterator[Damage]:
+        if not _is_of_this_version(artefact.manifest):
+            return
+        where = str(artefact.path)
+        try:
+            with boundary(CorruptArtefact, "its rows cannot be read", where=where, todo=REBUILD):
+                content = recompute(artefact)
+        except CorruptArtefact as error:
+            yield Damage("artefact", Path(error.where), error.what, error.todo)
+            return
+        self.recomputed += content is not None
+        if content is not None and content != artefact.manifest.content:
+            yield self._damage("the content digest is not that of its rows")
+
+    def _damage(self, what: str, name: str = "") -> Damage:
+        return Damage("artefact", self._folder / name, what, REBUILD)
+
+
+def _is_of_this_version(manifest: Manifest) -> bool:
+    """Whether today's code made it: another version of a stage may digest its rows in another way."""
+    if manifest.stage not in {spec.kind for spec in STAGES}:
+        return False
+    return manifest.parts.get("version") == stage_module(manifest.stage).VERSION
+
+
+def _link_damage(link: Link) -> Iterator[Damage]:
+    if link.dangles:
+        yield Damage("link", link.path, f"links a result that is not there: {'/'.join(link.place)}", RELINK)
+
+
+def _lock_damage(session: Session) -> Iterator[Damage]:
+    path = session.loaded.base_lock_path
+    for step, entry in read_lock(path).items():
+        if step_key(entry["parts"]) != entry["key"]:
+            yield Damage("lock", path, f"{step}: the key is not the sha256 of its parts", RELOCK)
+            continue
+        manifest = session.store.path_of(str(entry["parts"].get("stage")), entry["key"]) / MANIFEST
+        try:
+            content = Manifest.read(manifest).content if manifest.is_file() else entry["content"]
+        except CorruptArtefact:  # said of the artefact already
+            continue
+        if content != entry["content"]:
+            what = f"{step}: the content is {entry['content'][:12]}, in the store {content[:12]}"
+            yield Damage("lock", path, what, RELOCK)
