@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.errors import Incomplete, LostRows
+from pipeline.core.errors import LostRows, UsageError
 from pipeline.core.load import load_config
 from pipeline.core.store import MANIFEST
 from pipeline.runner.run import run_all
@@ -266,10 +266,10 @@ class TestFailures:
         assert done.stderr.splitlines()[-3:] == ["error: the service is down", "   at: here", "   do: wait"]
         assert store_is_clean()
 
-    def test_a_data_folder_that_cannot_be_made_is_named(self, project: Path) -> None:
+    def test_a_data_folder_that_cannot_be_made_is_refused_before_anything_is_done(self, project: Path) -> None:
         (project / "taken").write_text("a file", "utf-8")
         blocked = open_session(load_config(Path("run.yaml")), Path("taken"), quiet=True)
-        with pytest.raises(Incomplete, match="cannot lock") as caught:
+        with pytest.raises(UsageError, match="not a folder") as caught:
             run_all(blocked, "prompts")
         assert "taken" in caught.value.where
 
