@@ -90,7 +90,8 @@ class Store:
         """An empty folder to write into, locked while the block lasts; what is still there at its end is removed."""
         root = self.root / STAGING
         folder = root / f"{stage}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
+        root.mkdir(exist_ok=True)
         with ExitStack() as stack:
             with _locked_folder(root, fcntl.LOCK_SH):  # or `leftovers` could see it before it is locked
                 folder.mkdir()
@@ -259,6 +260,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder and the missing ones above it, so that they survive a power loss; it may be there already."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, mode)
+    folder.mkdir(mode, exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def write_by_rename(path: Path, text: str) -> None:

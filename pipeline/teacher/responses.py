@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import DISK_ERRORS, CorruptArtefact, Incomplete, boundary
 from pipeline.core.lineage import file_sha256
-from pipeline.core.store import sync_folder
+from pipeline.core.store import make_folder, sync_folder
 from pipeline.teacher.salvage import salvage
 from pipeline.teacher.segment import (
     Attempt,
@@ -127,7 +127,7 @@ class ResponseStore:
         self._sound: set[str] = set()
         """Names of the folded files and dead segments that were compared with their check sums."""
         for path in (folder, self._segments, self._answers, self._attempts):
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(path, 0o700)
 
     def __enter__(self) -> "ResponseStore":
         return self

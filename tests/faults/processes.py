@@ -83,6 +83,12 @@ class Running:
         self.process.kill()
         self.process.wait()
 
+    def kill_family(self) -> None:
+        """`kill -9` of everything that it started, and of itself."""
+        for pid, _ in _living(self.mark):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def family(self) -> list[str]:
         """Process id and command line of everything that it started and that lives, itself included."""
         return [f"{pid} {command}" for pid, command in _living(self.mark)]
@@ -141,7 +147,7 @@ def running(
     finally:
         process.kill()
         process.wait()
-        os.unlink(stderr)
+        Path(stderr).unlink()
 
 
 def _living(mark: str) -> Iterator[tuple[int, str]]:

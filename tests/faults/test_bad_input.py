@@ -116,7 +116,7 @@ class TestConfigFile:
             ("name: a\n".encode("utf-16"), "the file is not UTF-8 text", "x.yaml"),
             (b"", "the config is not a mapping", "x.yaml"),
         ],
-        ids=["duplicate key", "NUL", "UTF-16", "empty"],
+        ids=["duplicate key", "tab", "NUL", "UTF-16", "empty"],
     )
     def test_what_is_no_config_is_refused(self, project: Path, content: bytes, what: str, where: str) -> None:
         (project / "x.yaml").write_bytes(content)

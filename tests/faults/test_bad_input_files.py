@@ -78,13 +78,13 @@ class TestPromptSets:
         else:
             path.write_text(content, "utf-8")
         change(project, source(kind, path.name))
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=project), 2)
+        said = refusal(run_cli("prompts", "run.yaml", cwd=project), 2)
         assert (said.what, said.where) == ("the prompt set has no rows", f"prompts.sets.facts: empty.{kind}")
 
     def test_the_first_ten_of_the_ids_that_occur_twice_are_listed(self, project: Path) -> None:
         rows = [{"id": f"p{number % 15:02d}", "prompt": f"q{number}", "completion": "c"} for number in range(30)]
         (project / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=project), 2)
+        said = refusal(run_cli("prompts", "run.yaml", cwd=project), 2)
         assert said.what == f"ids that occur twice: {', '.join(repr(f'p{number:02d}') for number in range(10))}, …"
         assert said.where == "prompts.sets.facts: rows.jsonl"
 
@@ -117,7 +117,7 @@ class TestPromptSets:
     def test_a_row_without_the_templates_column_is_named_with_the_columns_it_has(self, project: Path) -> None:
         (project / "t.jinja").write_text("Answer: {{ promt }}", "utf-8")
         change(project, part("template", "t.jinja"))
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=project), 2)
+        said = refusal(run_cli("prompts", "run.yaml", cwd=project), 2)
         assert said.what == "the template uses what the row lacks: 'promt' is undefined"
         assert said.where == "t.jinja, for rows.jsonl:1"
         assert said.todo == "did you mean 'prompt'? the row's columns: id, prompt, completion"
@@ -125,13 +125,13 @@ class TestPromptSets:
     def test_a_template_that_is_none_is_named_with_its_line(self, project: Path) -> None:
         (project / "t.jinja").write_text("Answer:\n{{ prompt | nofilter }}", "utf-8")
         change(project, part("template", "t.jinja"))
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=project), 2)
+        said = refusal(run_cli("prompts", "run.yaml", cwd=project), 2)
         assert (said.what, said.where) == ("not a Jinja template: No filter named 'nofilter'.", "t.jinja:2")
 
     def test_a_card_is_checked_like_a_config(self, project: Path) -> None:
         (project / "card.yaml").write_text("source: here\nlicence: MIT\n", "utf-8")
         change(project, part("card", "card.yaml"))
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=project), 2)
+        said = refusal(run_cli("prompts", "run.yaml", cwd=project), 2)
         assert (said.what, said.where) == ("licence: unknown key; did you mean 'license'?", "card.yaml:2")
 
     def test_a_single_row_is_enough(self, project: Path) -> None:
@@ -153,7 +153,7 @@ class TestPromptSets:
 class TestOddPrompts:
     def test_a_lone_surrogate_is_replaced_and_nul_stays(self, project: Path) -> None:
         write_rows(project, "lone \ud800 one", "nul \0 here")
-        assert run_cli(*UNTIL_DATASET, cwd=project).returncode == 0
+        assert run_cli("prompts", "run.yaml", cwd=project).returncode == 0
         assert [row["prompt"][-1]["content"] for row in kept(project, "prompts")] == ["lone \ufffd one", "nul \0 here"]
 
     @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -175,7 +175,7 @@ class TestOddPrompts:
 
     def test_text_that_is_not_utf8_is_refused(self, project: Path) -> None:
         (project / "rows.jsonl").write_text('{"id": "a", "prompt": "é"}\n', "utf-16")
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=project), 2)
+        said = refusal(run_cli("prompts", "run.yaml", cwd=project), 2)
         assert (said.what, said.where) == ("not UTF-8 text: invalid start byte", "rows.jsonl:1")
 
 

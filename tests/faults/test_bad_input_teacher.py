@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bad_input import UNTIL_DATASET, api_project, change, kept, refusal, rejected
+from tests.faults.bad_input import api_project, change, kept, refusal, rejected
 from tests.faults.scripted_server import Act, Script, ScriptedServer, Seen, completion, echo, failure
 from tests.support import cli_env, run_cli, write_project
 
+UNTIL_FILTER = ("run", "run.yaml", "--until", "filter")
 KEY = "sk-CANARY-0123456789abcdef"
-RESUME = "resume with: python -m pipeline run run.yaml --data data --until dataset"
+RESUME = "resume with: python -m pipeline run run.yaml --data data --until filter"
 TEN_MB = 10_000_000
 
 
@@ -31,19 +32,19 @@ class TestServer:
         self, tmp_path: Path, closed_port: int
     ) -> None:
         project = api_project(tmp_path, f"http://127.0.0.1:{closed_port}/v1")
-        done = run_cli(*UNTIL_DATASET, cwd=project)
+        done = run_cli(*UNTIL_FILTER, cwd=project)
         said = refusal(done, 3)
         assert said.where == f"127.0.0.1:{closed_port}"
         assert said.todo.endswith(RESUME)
         assert "connection: Connection refused" in done.stderr
         with ScriptedServer(echo) as server:
             change(project, lambda config: config["teachers"]["api"].update(base_url=server.url))
-            assert run_cli(*UNTIL_DATASET, cwd=project).returncode == 0
+            assert run_cli(*UNTIL_FILTER, cwd=project).returncode == 0
             assert len(server.seen) == 12
 
     def test_a_name_that_nobody_knows_ends_likewise(self, tmp_path: Path) -> None:
         project = api_project(tmp_path, "https://no-such-host.invalid/v1", rows=2)
-        done = run_cli(*UNTIL_DATASET, cwd=project)
+        done = run_cli(*UNTIL_FILTER, cwd=project)
         said = refusal(done, 3)
         assert said.where == "no-such-host.invalid"
         assert said.todo.endswith(RESUME)
@@ -51,7 +52,7 @@ class TestServer:
 
     def test_a_url_that_is_none_is_refused(self, tmp_path: Path) -> None:
         project = api_project(tmp_path, "http://api.example/v1")
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=project), 2)
+        said = refusal(run_cli(*UNTIL_FILTER, cwd=project), 2)
         assert said.what == (
             "teachers.api.base_url: plain http is accepted for this machine only (localhost, 127.0.0.1, ::1); use https"
         )
@@ -81,7 +82,7 @@ class TestServer:
         self, tmp_path: Path, act: Act, what: str, todo: str
     ) -> None:
         with ScriptedServer(lambda seen, n: act) as server:
-            said = refusal(run_cli(*UNTIL_DATASET, cwd=api_project(tmp_path, server.url)), 2)
+            said = refusal(run_cli(*UNTIL_FILTER, cwd=api_project(tmp_path, server.url)), 2)
             assert said.what.startswith(what)
             assert said.where == f"127.0.0.1:{server.port}"
             assert todo in said.todo
@@ -91,7 +92,7 @@ class TestKey:
     def test_a_wrong_one_stops_after_those_in_flight_and_is_never_shown(self, tmp_path: Path) -> None:
         with ScriptedServer(lambda seen, n: failure(401, f"Incorrect API key: {KEY}")) as server:
             project = api_project(tmp_path, server.url, rows=40, key="${env:EXAMPLE_KEY}")
-            done = run_cli(*UNTIL_DATASET, cwd=project, env={"EXAMPLE_KEY": KEY})
+            done = run_cli(*UNTIL_FILTER, cwd=project, env={"EXAMPLE_KEY": KEY})
             said = refusal(done, 2)
             assert said.what == "the API refuses the key (status:401)"
             assert said.todo == "check the value of the environment variable EXAMPLE_KEY"
@@ -105,12 +106,12 @@ class TestKey:
 
         with ScriptedServer(script) as server:
             project = api_project(tmp_path, server.url, key="${env:EXAMPLE_KEY}")
-            refusal(run_cli(*UNTIL_DATASET, cwd=project, env={"EXAMPLE_KEY": "wrong"}), 2)
+            refusal(run_cli(*UNTIL_FILTER, cwd=project, env={"EXAMPLE_KEY": "wrong"}), 2)
             before = len(server.seen)
-            assert run_cli(*UNTIL_DATASET, cwd=project, env={"EXAMPLE_KEY": KEY}).returncode == 0
+            assert run_cli(*UNTIL_FILTER, cwd=project, env={"EXAMPLE_KEY": KEY}).returncode == 0
             assert len(server.seen) - before == 12
 
-    @pytest.mark.parametrize(("command", "value"), [(UNTIL_DATASET, None), (("generate", "run.yaml"), "  ")])
+    @pytest.mark.parametrize(("command", "value"), [(UNTIL_FILTER, None), (("generate", "run.yaml"), "  ")])
     def test_an_unset_one_is_named_before_anything_is_done(
         self, tmp_path: Path, command: tuple[str, ...], value: str | None
     ) -> None:
@@ -127,13 +128,13 @@ class TestKey:
         with ScriptedServer(echo) as server:
             project = api_project(tmp_path, server.url, key="${env:EXAMPLE_KEY}")
             assert run_cli("run", "run.yaml", "--until", "prompts", cwd=project).returncode == 0
-            assert run_cli(*UNTIL_DATASET, cwd=project, env={"EXAMPLE_KEY": KEY}).returncode == 0
-            assert run_cli(*UNTIL_DATASET, "--set", "filter.min_chars=2", cwd=project).returncode == 0
+            assert run_cli(*UNTIL_FILTER, cwd=project, env={"EXAMPLE_KEY": KEY}).returncode == 0
+            assert run_cli(*UNTIL_FILTER, "--set", "filter.min_chars=2", cwd=project).returncode == 0
             forced = run_cli("generate", "run.yaml", "--force", cwd=project)
             assert forced.returncode == 0
             assert "EXAMPLE_KEY is not set: only what is answered already can be used" in forced.stderr
             assert len(server.seen) == 12
-            done = run_cli(*UNTIL_DATASET, "--set", "generate.draw=1", cwd=project)
+            done = run_cli(*UNTIL_FILTER, "--set", "generate.draw=1", cwd=project)
             assert refusal(done, 2).what == "the environment variable EXAMPLE_KEY is not set"
 
 
@@ -150,9 +151,9 @@ class TestCompletions:
         act = chunked(huge.body) if framed else huge
         with ScriptedServer(lambda seen, n: act if seen.prompt.endswith(" 3.") else echo(seen, n)) as server:
             project = api_project(tmp_path, server.url)
-            assert run_cli(*UNTIL_DATASET, cwd=project).returncode == 0
+            assert run_cli(*UNTIL_FILTER, cwd=project).returncode == 0
             assert rejected(project, "generate") == ["oversize"]
-            assert len(kept(project, "dedup")) == 11
+            assert len(kept(project, "filter")) == 11
             assert len(server.seen) == 12, "a row that is too long is asked for once"
 
     def test_memory_is_bounded_by_what_is_in_flight_not_by_what_comes(self, tmp_path: Path) -> None:
@@ -165,8 +166,8 @@ class TestCompletions:
         body = b'{"choices": [{"message": {"content": "a\\ud800b\\u0000c"}, "finish_reason": "stop"}]}'
         with ScriptedServer(lambda seen, n: Act(body=body)) as server:
             project = api_project(tmp_path, server.url, rows=1)
-            assert run_cli(*UNTIL_DATASET, cwd=project).returncode == 0
-            (row,) = kept(project, "dedup")
+            assert run_cli(*UNTIL_FILTER, cwd=project).returncode == 0
+            (row,) = kept(project, "filter")
             assert row["completion"][-1]["content"] == "a\ufffdb\0c"
             assert row["flags"] == ["nul", "sanitized"]
 
@@ -186,13 +187,13 @@ def peak_memory(folder: Path, script: Script) -> int:
 class TestNothingLeft:
     def test_all_rows_rejected_is_said_with_where_to_look(self, tmp_path: Path) -> None:
         write_project(tmp_path, filter={"min_chars": 10_000})
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=tmp_path), 2)
+        said = refusal(run_cli("run", "run.yaml", "--until", "dataset", cwd=tmp_path), 2)
         assert said.what == "no row is left for the data set"
         assert rejected(tmp_path, "filter") == ["too_short"] * 12
 
     def test_no_completion_for_any_prompt_names_the_columns_to_check(self, tmp_path: Path) -> None:
         write_project(tmp_path)
         change(tmp_path, lambda config: config["teachers"]["humans"].update(prompt_id="prompt"))
-        said = refusal(run_cli(*UNTIL_DATASET, cwd=tmp_path), 2)
+        said = refusal(run_cli(*UNTIL_FILTER, cwd=tmp_path), 2)
         assert said.what == "no prompt was answered: of 12 rows 12 were rejected as no_completion"
         assert said.todo == "check the path and the columns (prompt_id or prompt, completion) of teachers.humans"

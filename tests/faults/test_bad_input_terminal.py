@@ -14,11 +14,12 @@ import pytest
 
 from pipeline.core.lineage import Manifest
 from pipeline.core.store import Store
-from tests.faults.bad_input import UNTIL_DATASET, change, refusal
+from tests.faults.bad_input import change, refusal
 from tests.support import cli_env, run_cli, write_project
 
-RUN = (sys.executable, "-m", "pipeline", *UNTIL_DATASET)
-STEPS = ["prompts", "generate", "filter", "dedup", "dataset"]
+UNTIL_FILTER = ("run", "run.yaml", "--until", "filter")
+RUN = (sys.executable, "-m", "pipeline", *UNTIL_FILTER)
+STEPS = ["prompts", "generate", "filter"]
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -49,7 +50,7 @@ class TestTerminal:
     @pytest.mark.parametrize("term", ["dumb", ""])
     def test_one_that_cannot_move_its_cursor_gets_plain_lines(self, project: Path, term: str) -> None:
         shown = run_on_terminal(project, TERM=term)
-        assert "dataset: 12 in, 12 out" in shown
+        assert "filter: 12 in, 12 out" in shown
         assert "\x1b" not in shown
 
     def test_one_without_colours_gets_none(self, project: Path) -> None:
@@ -81,7 +82,7 @@ class TestStreams:
     def test_a_run_needs_none_of_them_and_writes_nothing_for_people_into_its_files(
         self, project: Path, redirection: str
     ) -> None:
-        done = shell(project, redirection, *UNTIL_DATASET)
+        done = shell(project, redirection, *UNTIL_FILTER)
         assert done.returncode == 0, done.stderr
         assert is_complete(project)
 
@@ -89,7 +90,7 @@ class TestStreams:
     def test_an_error_that_nobody_can_read_keeps_its_exit_code(self, project: Path, redirection: str) -> None:
         assert shell(project, redirection, "run", "missing.yaml").returncode == 2
 
-    @pytest.mark.parametrize("arguments", [UNTIL_DATASET, ("schema",), ("--help",)])
+    @pytest.mark.parametrize("arguments", [UNTIL_FILTER, ("schema",), ("--help",)])
     def test_a_result_that_cannot_be_printed_is_an_error_in_three_lines(
         self, project: Path, arguments: tuple[str, ...]
     ) -> None:
@@ -101,7 +102,7 @@ class TestStreams:
             "   do: what was committed is kept; send the output elsewhere and run the same command again",
         ]
         assert "Traceback" not in done.stderr
-        assert arguments != UNTIL_DATASET or is_complete(project), "what was done before is kept"
+        assert arguments != UNTIL_FILTER or is_complete(project), "what was done before is kept"
 
     @pytest.mark.parametrize("stream", ["stdout", "stderr"])
     def test_a_reader_that_has_gone_away_is_no_error(self, project: Path, stream: str) -> None:
@@ -125,7 +126,7 @@ def run_in(project: Path, env: Mapping[str, str | None], *arguments: str) -> sub
 class TestEnvironment:
     @pytest.mark.parametrize("home", [None, "/dev/null"])
     def test_no_home_folder_is_needed(self, project: Path, home: str | None) -> None:
-        assert run_in(project, {"HOME": home}, *UNTIL_DATASET).returncode == 0
+        assert run_in(project, {"HOME": home}, *UNTIL_FILTER).returncode == 0
 
     @pytest.mark.parametrize(
         "env",
@@ -162,14 +163,14 @@ class TestEnvironment:
         assert "python -m pipeline generate '\\udcff.yaml' --data data" in done.stderr
 
     def test_a_data_folder_whose_name_is_no_text_at_all_is_refused(self, project: Path) -> None:
-        done = run_in(project, {}, *UNTIL_DATASET, "--data", os.fsdecode(b"d\xff"))
+        done = run_in(project, {}, *UNTIL_FILTER, "--data", os.fsdecode(b"d\xff"))
         said = refusal(done, 2)
         assert (said.what, said.where) == ("the folder's path is not UTF-8 text", "--data d\\udcff")
         assert {path.name for path in project.iterdir()} == {"accelerate.yaml", "rows.jsonl", "run.yaml", "student"}
 
     def test_a_name_that_steers_terminals_is_shown_escaped(self, project: Path) -> None:
         change(project, lambda config: config["prompts"]["sets"]["facts"]["source"].update(path="\x1b[2J.jsonl"))
-        done = run_cli(*UNTIL_DATASET, cwd=project)
+        done = run_cli(*UNTIL_FILTER, cwd=project)
         assert done.returncode == 2
         assert "\x1b" not in done.stderr
         assert "prompts.sets.facts.source.path: \\u001b[2J.jsonl" in done.stderr

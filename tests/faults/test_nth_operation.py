@@ -4,13 +4,13 @@ import itertools
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.faults.scripted_server import ScriptedServer, echo
-from tests.faults.shim.preload import Ended, Fault, Host, Kind, hosting
+from tests.faults.shim.preload import Ended, Fault, Host, Kind, hosting, lines
 from tests.faults.shim.project import RUN, Made, leftovers, overcharged, unsound, write_api_project
 
 KILLS = (Kind.KILL, Kind.KILL_HALFWAY)
@@ -91,3 +91,91 @@ def campaign(bench: Bench, fault_of: Callable[[int], Fault]) -> None:
 
 def test_every_operation_fails_in_one_of_six_ways(bench: Bench) -> None:
     campaign(bench, lambda number: Fault(KINDS[number % len(KINDS)], number, coarse=True))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
+def test_every_single_operation_fails_in_every_way(bench: Bench, kind: Kind) -> None:
+    """Also each of the hundreds of writes that make one parquet file."""
+    campaign(bench, lambda number: Fault(kind, number))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", [Kind.IO_ERROR, Kind.DEAD_DISK], ids=lambda kind: kind.name.lower())
+def test_every_single_read_fails(bench: Bench, kind: Kind) -> None:
+    campaign(bench, lambda number: Fault(kind, number, reads=True))
+
+
+# ------------------------------------------------------------------------------------------- what a power cut finds
+
+
+@dataclass(slots=True)
+class Unsynced:
+    """What is not on the disk for certain, by the operations so far.
+
+    Attributes:
+        files: files with bytes that were not synced.
+        folders: folders with entries (made, renamed, removed) that were not synced, and the entries.
+    """
+
+    files: set[str] = field(default_factory=set)
+    folders: dict[str, set[str]] = field(default_factory=dict)
+
+    def see(self, name: str, path: str, other: str) -> None:
+        match name:
+            case "write" | "open_truncating" | "truncate":
+                self.files.add(path)
+                if name == "open_truncating":
+                    self.folders.setdefault(str(Path(path).parent), set()).add(path)
+            case "open" | "mkdir" | "symlink":
+                self.folders.setdefault(str(Path(path).parent), set()).add(path)
+            case "fsync":
+                self.files.discard(path)
+                self.folders.pop(path, None)
+            case "rename":
+                self.files = {moved(file, path, other) for file in self.files}
+                self.folders = {
+                    moved(folder, path, other): {moved(entry, path, other) for entry in entries}
+                    for folder, entries in self.folders.items()
+                }
+                self.folders.setdefault(str(Path(other).parent), set()).add(other)
+
+    def under(self, path: str) -> list[str]:
+        """What of a file or a folder's tree is not certain."""
+        within = [file for file in (*self.files, *self.folders) if file == path or file.startswith(f"{path}/")]
+        return sorted(within)
+
+
+def moved(path: str, source: str, target: str) -> str:
+    inside = path == source or path.startswith(f"{source}/")
+    return target + path.removeprefix(source) if inside else path
+
+
+def test_nothing_is_published_or_removed_before_its_bytes_are_on_the_disk(bench: Bench, tmp_path: Path) -> None:
+    """By the order of the operations: a kill does not show what a power cut would, since the system lives on."""
+    write_api_project(tmp_path, bench.server)
+    assert bench.host.run(tmp_path, *RUN, trace=tmp_path / "trace").code == 0
+    data, unsynced = tmp_path / "data", Unsynced()
+    folded = [str(data / "responses" / kind) for kind in ("answers", "attempts")]
+    published: list[str] = []
+    for name, path, other in lines(tmp_path / "trace"):
+        if name == "rename" and not is_scratch(other, data):
+            assert unsynced.under(path) == [], f"{other} is visible before its bytes are on the disk"
+            published.append(other)
+        if name == "unlink" and path.endswith(".sqlite"):
+            left = [place for folder in folded for place in unsynced.under(folder)]
+            assert left == [], "a segment is removed before what was folded from it is on the disk"
+        unsynced.see(name, path, other)
+    places = [Path(path).relative_to(tmp_path).parts for path in published]
+    steps = ["prompts", "generate", "filter", "dedup", "dataset"]
+    assert [place[2] for place in places if place[:2] == ("data", "store")] == steps
+    assert sorted(place[2] for place in places if place[:2] == ("data", "responses")) == ["answers", "attempts"]
+    assert [place for place in places if len(place) == 1] == [("run.lock.json",)] * 5
+    entries = {Path(entry) for made in unsynced.folders.values() for entry in made}
+    lasting = [data, data / "store", *(data / "store" / step for step in steps), data / "responses", *map(Path, folded)]
+    assert entries.isdisjoint([*lasting, tmp_path / "run.lock.json"]), "the folders above are certain too"
+
+
+def is_scratch(path: str, data: Path) -> bool:
+    """Whether a rename leads to what nobody reads after a power cut: staged, a cache, a link to be made again."""
+    return path.startswith((f"{data}/store/.staging", f"{data}/cache", f"{data}/runs"))

@@ -166,7 +166,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("project")
     make_tiny_model(folder / "base")
     cpu = str(ROOT / "configs" / "accelerate" / "cpu.yaml")
-    settings = small_config(epochs=20, micro_batch_size=1, log_steps=4, checkpoint={"steps": 5}, accelerate=cpu)
+    settings = small_config(epochs=60, micro_batch_size=1, log_steps=4, checkpoint={"steps": 5}, accelerate=cpu)
     write_project(folder, student={"model": "./base"}, train=settings.model_dump(mode="json"))
     for data in ("straight", "resumed"):
         done = run_cli("run", "run.yaml", "--until", "dataset", "--data", data, cwd=folder)
@@ -178,7 +178,7 @@ def test_two_processes_are_one_training_however_they_are_launched(project: Proje
     straight = project.start(*project.command("accelerate", "straight"))
     assert straight.wait() == 0, project.log()
     (started,) = project.events("straight", "train_started")
-    assert (started["world_size"], started["steps"], started["resumed_from"]) == (2, 30, None)
+    assert (started["world_size"], started["steps"], started["resumed_from"]) == (2, 90, None)
     assert len(project.events("straight", "run_started")) == 2, "only the first process took the run's lock"
     assert len(project.events("straight", "step_committed")) == 6
     lock = json.loads((project.folder / "run.lock.json").read_text())

@@ -352,7 +352,7 @@ def a_project(folder: Path, **train: Any) -> Project:
 
 def test_killed_then_stopped_then_finished_by_the_same_command(tmp_path: Path) -> None:
     # One row a forward pass makes the steps slow enough to be interrupted.
-    settings: dict[str, Any] = {"epochs": 20, "micro_batch_size": 1, "log_steps": 7, "checkpoint": {"steps": 10}}
+    settings: dict[str, Any] = {"epochs": 20, "micro_batch_size": 1, "log_steps": 7, "checkpoint": {"steps": 30}}
     project = a_project(tmp_path / "project", **settings)
 
     assert project.signalled(signal.SIGKILL).returncode == -signal.SIGKILL
@@ -363,13 +363,13 @@ def test_killed_then_stopped_then_finished_by_the_same_command(tmp_path: Path) -
     assert (stopped.returncode, is_alive(project.worker())) == (ExitCode.TERMINATED, False)
     assert "going on after step" in told and "resume with: python -m pipeline" in told
     last = project.events("checkpoint_saved")[-1]["step"]
-    assert last % 10 != 0, "stopped after the step in flight"
+    assert last % 30 != 0, "stopped after the step in flight"
     assert not (project.run / "train").exists()
 
     done = run_cli("train", "run.yaml", cwd=project.folder, timeout=300)
     assert done.returncode == 0, done.stderr
     resumed = [event["resumed_from"] for event in project.events("train_started")]
-    assert resumed[0] is None and resumed[1] % 10 == 0 and resumed[2] == last
+    assert resumed[0] is None and resumed[1] % 30 == 0 and resumed[2] == last
     assert not any((project.folder / "data" / "work" / "train").glob("*/")), "checkpoints go with the work folder"
 
     (tmp_path / "out").mkdir()

@@ -528,6 +528,17 @@ class TestCommand:
         write_project(project)
         assert cli.main(["doctor", *arguments]) == 2
 
+    def test_a_package_that_is_broken_fails_without_a_traceback(self, project: Path) -> None:
+        write_project(project)
+        (project / "site/pyarrow").mkdir(parents=True)
+        (project / "site/pyarrow/__init__.py").write_text('raise ImportError("libarrow.so.2300: not found")')
+        environment = {**os.environ, "PYTHONPATH": f"{project / 'site'}:{ROOT}"}
+        command = [sys.executable, "-m", "pipeline", "doctor", "run.yaml"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "libarrow.so.2300: not found" in done.stdout
+        assert "Traceback" not in done.stderr
+
     def test_a_data_folder_that_is_a_file_fails_without_a_traceback(
         self, project: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

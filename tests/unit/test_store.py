@@ -59,6 +59,7 @@ def quarantined(store: Store) -> list[Path]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
+    (tmp_path / "store").mkdir()
     return Store(tmp_path / "store")
 
 
@@ -157,6 +158,7 @@ class TestCommit:
         assert before_rename >= 5, "two files, two folders, the manifest"
         for fail_at in range(1, happened + 1):
             shutil.rmtree(store.root)
+            store.root.mkdir()
             calls = 0
             with pytest.raises(Incomplete):
                 commit(store)

@@ -43,7 +43,10 @@ def examine(data: Path, loaded: Loaded | None, environment: Mapping[str, str], h
     if holder is not None:
         found.append(Finding("run", "warn", f"held by {holder}", "wait for it to end, or end it"))
     free_disk = shutil.disk_usage(nearest_folder(data)).free
-    return [*found, *check_needs(loaded, usable, environment, home, free_disk)]
+    try:
+        return [*found, *check_needs(loaded, usable, environment, home, free_disk)]
+    except ImportError as error:  # installed, by its metadata, and broken: a wheel of another Python or machine
+        return [*found, Finding("config", "fail", f"a package cannot be imported: {error}", "install it anew")]
 
 
 def usable_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
