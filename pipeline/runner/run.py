@@ -3,12 +3,12 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core.errors import ExitCode, Interrupted, LostRows, PipelineError, Terminated, UsageError
-from pipeline.core.fanout import map_in_process
+from pipeline.core.fanout import open_fanout
 from pipeline.core.lineage import Manifest, step_key
 from pipeline.core.log import EventLog, show_progress
 from pipeline.core.runs import (
@@ -22,7 +22,7 @@ from pipeline.core.runs import (
     share_data,
     unlink_work,
 )
-from pipeline.core.stage import Context, Json, Result, check_cancelled
+from pipeline.core.stage import Context, Fanout, Json, Result, check_cancelled
 from pipeline.core.store import Artefact
 from pipeline.core.versions import collect_versions
 from pipeline.runner.checks import check_before_start, check_test_rows
@@ -194,7 +194,7 @@ def run_step(
     if not force and (hit := _cached(session, step, key, events)) is not None:
         return hit
     workdir = session.workdir_of(step, key)
-    with show_progress(step.name, quiet=session.quiet) as progress:
+    with show_progress(step.name, quiet=session.quiet) as progress, _fanout(session, step) as fanout:
         ctx = Context(
             step=step.name,
             data=session.data,
@@ -202,7 +202,7 @@ def run_step(
             progress=progress,
             events=events,
             cancel=session.stop.requested,
-            fanout=map_in_process,
+            fanout=fanout,
             resume_command=session.resume_command,
         )
         with hold_lock(workdir.with_name(f"{key}.lock"), wait=_patience(ctx)):
@@ -210,6 +210,15 @@ def run_step(
                 return hit
             inputs = {name: artefact.path for name, artefact in artefacts.items()}
             return _make(session, step, parts, inputs, ctx, force=force)
+
+
+def _fanout(session: Session, step: Step) -> AbstractContextManager[Fanout]:
+    return open_fanout(
+        session.loaded.config.fanout,
+        step=step.name,
+        cancel=session.stop.requested,
+        resume_command=session.resume_command,
+    )
 
 
 def _cached(session: Session, step: Step, key: str, events: EventLog) -> Outcome | None:
