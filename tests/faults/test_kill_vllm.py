@@ -1,4 +1,4 @@
-"""Whoever is killed, the pipeline or the watchdog or both: soon no part of a real vLLM server lives, and the same command
+"""Whoever is killed, the pipeline, the watchdog or both: soon no part of a real vLLM server lives, and the same command
 completes."""
 
 import os

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -121,3 +122,28 @@ def test_a_record_whose_number_belongs_to_another_process_kills_nobody(tmp_path)
     finally:
         other.kill()
         other.wait()
+
+
+ESCAPED = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+open(sys.argv[1], "w").write(f"{os.getpid()} {child.pid}")
+time.sleep(600)
+"""
+
+
+def test_who_left_the_group_is_ended_as_well(tmp_path):
+    process = start(tmp_path, sys.executable, "-c", ESCAPED, str(tmp_path / "pids"))
+    wait_until(lambda: len(pids_in(tmp_path)) == 2)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=20) == 0
+    assert [pid for pid in pids_in(tmp_path) if alive(pid)] == []
+
+
+def test_the_record_of_another_machine_is_left_alone_and_one_of_before_a_restart_is_removed(tmp_path):
+    record = {"group": 1, "boot": "another", "started": 1}
+    (tmp_path / "theirs.json").write_text(json.dumps({**record, "host": "another"}))
+    (tmp_path / "ours.json").write_text(json.dumps({**record, "host": platform.node()}))
+    assert watchdog.clear_stale(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.json"]

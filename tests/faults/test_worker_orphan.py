@@ -43,3 +43,25 @@ def test_a_killed_parent_leaves_no_worker(tmp_path: Path, root: Path) -> None:
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     wait_for(lambda: not is_alive(worker))
+
+
+def test_a_launcher_that_outlived_its_parent_starts_no_worker_beside_the_next_run_s(tmp_path: Path, root: Path) -> None:
+    job, pid, go = tmp_path / "job.json", tmp_path / "job.pid", tmp_path / "go"
+    job.write_text("{}")
+    late = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)\n{WORKER}"
+    first = subprocess.Popen([sys.executable, "-c", PARENT, late, str(job)], cwd=root)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+    wait_for(lambda: len(children.read_text().split()) == 1)
+    launcher = int(children.read_text())
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    second = subprocess.Popen([sys.executable, "-c", PARENT, WORKER, str(job)], cwd=root)
+    try:
+        wait_for(lambda: pid.is_file() and pid.read_text())
+        worker = int(pid.read_text())
+        go.touch()
+        wait_for(lambda: not is_alive(launcher))
+        assert is_alive(worker)
+    finally:
+        second.kill()
+        second.wait()

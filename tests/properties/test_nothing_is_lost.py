@@ -185,10 +185,8 @@ def test_generate(splits: list[str], answers: list[dict[str, Any]], samples: int
             assert f"of {len(asked)} rows {len(asked)} were rejected as no_completion" in error.what
             return
         assert_counted(result, out)
-        tables = [table for part in ("rows", "rejects") for table in read_shards(out / part)]
-        found = [
-            pair for table in tables for pair in zip(*(table[name].to_pylist() for name in ("prompt_id", "sample")))
-        ]
+        columns = ["prompt_id", "sample"]
+        found = [(row["prompt_id"], row["sample"]) for table in both(out) for row in table.select(columns).to_pylist()]
         assert sorted(found) == sorted(asked) and result.rows_in == len(asked)
 
 

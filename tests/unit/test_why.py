@@ -312,6 +312,13 @@ class TestRunsThatStoppedHalfWay:
         assert fate(found["rows"][0]) == [*KEPT[:3], ("dataset", "outdated", None)]
         assert found["next_command"] is not None
 
+    def test_a_prompt_that_was_not_asked_yet(self, done: Path, why: Why) -> None:
+        shutil.rmtree("data")
+        assert cli.main(["run", "run.yaml", "--until", "prompts"]) == 0
+        found = why.json("facts/kept")
+        assert fate(found["prompt"]) == [("prompts", "kept", None), ("generate", "missing", None)]
+        assert found["next_command"] is not None
+
     def test_a_store_that_was_deleted_by_hand(self, done: Path, why: Why) -> None:
         name = id_of("kept", 0)
         shutil.rmtree((FOLDER / "dedup").resolve())
