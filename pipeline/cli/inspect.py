@@ -65,7 +65,8 @@ def verify_command(
         found = verify_data(data)
     say_verification(found, as_json=as_json)
     if found.damage:
-        what = f"{len(found.damage):,} places are damaged"
+        count = len(found.damage)
+        what = "one place is damaged" if count == 1 else f"{count:,} places are damaged"
         todo = "see each of them above; a run rebuilds damaged results from the stored answers"
         raise CorruptArtefact(what, where=str(data), todo=todo)
 

@@ -60,6 +60,8 @@ def run_all(session: Session, until: str | None = None, *, force: bool = False) 
     if until is not None:
         session = replace(session, invoked=(*session.invoked, "--until", until))
         steps = steps[: [step.name for step in steps].index(until) + 1]
+    if force:
+        session = replace(session, invoked=(*session.invoked, "--force"))
     for step in steps:
         checked_input_files(session, step)
     check_before_start(session, steps, force=force)
@@ -85,7 +87,7 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
         CorruptArtefact: an artefact before it is not what was committed.
     """
     refuse_if_held(run_lock(session.folder))
-    session = replace(session, invoked=(name,))
+    session = replace(session, invoked=(name, "--force") if force else (name,))
     steps = {step.name: step for step in plan_steps()}
     check_before_start(session, [steps[name]], force=force)
     with invocation(session) as events:

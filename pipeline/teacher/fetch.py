@@ -207,7 +207,7 @@ class Fetch:
         Raises:
             Incomplete: nobody has answered for the whole time budget of a row that was sent last.
         """
-        longest = self._retry.budget_s + self._retry.max_wait_s
+        longest = self._retry.budget_s + min(self._retry.budget_s, self._retry.max_wait_s)
         while not self._ctx.cancel.is_set():
             await asyncio.sleep(POLL_S)
             if client.silent_s() > longest:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,6 +194,7 @@ def _read_hub(source: HubSource) -> Iterator[SourceRow]:
 
 
 def _load_hub(source: HubSource, where: str) -> Iterator[SourceRow]:
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # read on import; reading tells the hub who reads what
     import datasets  # heavy, and needed for hub sources only
 
     todo = "check the id, config, split and revision, and that the hub can be reached"
