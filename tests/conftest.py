@@ -36,7 +36,12 @@ NEEDS: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if hypothesis.settings.get_current_profile_name() == "soak":
+        for item in items:
+            if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+                item.add_marker(pytest.mark.soak)  # their long form is the same test with more examples
     lacking = {marker: need for marker, (here, need) in NEEDS.items() if not here()}
     for item in items:
         for marker, need in lacking.items():

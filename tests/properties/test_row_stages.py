@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow.parquet as pq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.config import DatasetConfig, DatasetStep, DedupStep, FilterStep, PromptsConfig, PromptsStep
@@ -26,9 +26,10 @@ from pipeline.core.record import (
 from pipeline.core.stage import Result
 from pipeline.stages import dataset, dedup, filter, prompts
 from pipeline.text.normalise import normalise
+from tests.examples import examples
 from tests.support import a_record, make_context
 
-EXAMPLES = settings(max_examples=40)
+EXAMPLES = examples(40)
 
 NASTY = st.sampled_from(
     ["", " ", "\0", "\ufeff", "\r\n", "e\u0301", "\u00e9", "\u202e", "\U0001f40d", "I cannot assist"]

@@ -143,7 +143,7 @@ class TestDamagedResults:
         shown = capsys.readouterr()
         assert "damaged: data/store/filter/" in shown.out
         assert "do: run the pipeline again: it will be rebuilt" in shown.out
-        assert shown.err.splitlines()[-3] == "error: 1 places are damaged"
+        assert shown.err.splitlines()[-3] == "error: one place is damaged"
         assert cli.main(["run", "run.yaml", "--until", "dataset"]) == 0
         assert cli.main(["verify"]) == 0
 
