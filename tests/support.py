@@ -170,7 +170,8 @@ from pipeline.runner import steps
 
 pipeline.stages.__path__.append(str(Path(__file__).parent))
 steps.STAGES = (steps.StageSpec("probe", (), lambda run: FilterStep(filter=run.filter)),)
-sys.exit(cli.main())
+if __name__ == "__main__":  # worker processes import this file too
+    sys.exit(cli.main())
 """
 
 PROBE_START = """

@@ -103,7 +103,16 @@ class Target:
         return session
 
 
-DATA = click.option("--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True,
+
+
+def _data_folder(context: click.Context, option: click.Parameter, text: str) -> Path:
+    """The folder of `--data`; an empty text, as of an unset variable, would be the current folder."""
+    if not text:
+        raise click.BadParameter("the folder's name is empty", context, option)
+    return Path(text)
+
+
+DATA = click.option("--data", type=click.Path(), default="data", show_default=True, callback=_data_folder,
                     help="Folder of store, responses and runs.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 VERBOSE = click.option("--verbose", is_flag=True, help="More messages.")

@@ -6,10 +6,11 @@ import click
 
 from pipeline.cli.call import Call, Target, on_config
 from pipeline.cli.show import say_outcomes, say_plan
+from pipeline.core.runs import refuse_if_held, run_lock
 from pipeline.runner.checks import warn_of_refusal
 from pipeline.runner.locked import lock_to
 from pipeline.runner.plan import plan, until
-from pipeline.runner.run import follow_training, leads_launch, run_all, run_one
+from pipeline.runner.run import committed_before, follow_training, leads_launch, run_all, run_one
 from pipeline.runner.steps import step_names
 
 LOCKED = click.option("--locked", is_flag=True, help="Keep to the lock file: exit 5 if config, files or rows differ.")
@@ -26,12 +27,16 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would run and w
 def run_command(call: Call, target: Target, last: str | None, force: bool, locked: bool, dry_run: bool) -> None:
     """Run all steps that have no result yet."""
     session = target.open(call)
-    if locked:
-        session = lock_to(session, last)
     if dry_run:
-        say_plan(session, until(plan(session), last), as_json=target.as_json)
+        session = lock_to(session, last) if locked else session
+        planned = until(plan(session, force=force), last)
+        warn_of_refusal(session, [each.step for each in planned], force=force)
+        say_plan(session, planned, as_json=target.as_json)
         return
     with call.signals():
+        if locked:
+            refuse_if_held(run_lock(session.folder))  # before files are hashed, which may take a while
+            session = lock_to(session, last)
         outcomes = run_all(session, last, force=force)
     say_outcomes(session, outcomes, as_json=target.as_json)
 
@@ -60,7 +65,10 @@ def _stage_command(name: str) -> click.Command:
     def stage_command(call: Call, target: Target, force: bool, dry_run: bool) -> None:
         session = target.open(call)
         if dry_run:
-            say_plan(session, until(plan(session), name), as_json=target.as_json)
+            committed_before(session, name)
+            planned = until(plan(session, force=force), name)[-1:]
+            warn_of_refusal(session, [each.step for each in planned], force=force)
+            say_plan(session, planned, as_json=target.as_json)
             return
         with call.signals():
             if name == "train" and not leads_launch():

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -102,6 +103,18 @@ def configure_logging(secrets: tuple[str, ...], *, verbose: bool) -> None:
     root.propagate = False
 
 
+def finite(value: Json) -> Json:
+    """The value with null for each number that JSON does not know: NaN and the infinities."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            return [finite(item) for item in value]
+        case dict():
+            return {name: finite(item) for name, item in value.items()}
+    return value
+
+
 class EventLog:
     """Appends events as JSON lines, each with the UTC time and the process id.
 
@@ -118,13 +131,14 @@ class EventLog:
         self._file = path.open("ab", buffering=0)  # what a full disk refused must not come up again in `close`
 
     def emit(self, event: str, **fields: Json) -> None:
-        """Append one event.
+        """Append one event; numbers that are not finite become null.
 
         Raises:
             OSError: the disk does not take it.
         """
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": stamp, "pid": os.getpid(), "event": event, **fields}, ensure_ascii=True)
+        facts = finite({"time": stamp, "pid": os.getpid(), "event": event, **fields})
+        line = json.dumps(facts, ensure_ascii=True, allow_nan=False)
         rest = ("\n" if self._is_torn else "").encode() + scrub(line, self._secrets).encode() + b"\n"
         while rest:
             written = self._file.write(rest) or 0

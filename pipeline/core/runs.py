@@ -214,9 +214,17 @@ def link_artefact(folder: Path, step: str, artefact: Artefact) -> None:
 
 
 def _link(folder: Path, name: str, path: Path) -> None:
-    """Make or replace a relative link by one rename."""
+    """Make or replace a relative link by one rename.
+
+    Raises:
+        UsageError: something else lies there, as after a copy that followed the links.
+    """
     link = folder / name
-    target = os.path.relpath(path, folder)
+    # Between real folders: one of them may be reached through a link, to a larger disk say.
+    target = os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
+    if link.exists() and not link.is_symlink():
+        todo = "move it away; the folder of a run holds links, and a copy should keep them (cp -a)"
+        raise UsageError("something lies where the link to a result belongs", where=str(link), todo=todo)
     if link.is_symlink() and link.readlink() == Path(target):
         return
     temporary = folder / f".{name}.new"  # the folder is held by this process; a killed one may have left it

@@ -55,10 +55,10 @@ def check_before_start(session: Session, steps: Sequence[Step], *, force: bool =
         _check_accelerate(config.train.accelerate)
 
 
-def warn_of_refusal(session: Session) -> None:
-    """Log why `run` would refuse to start, if it would."""
+def warn_of_refusal(session: Session, steps: Sequence[Step] | None = None, *, force: bool = False) -> None:
+    """Log why a run of these steps (all of them if None) would refuse to start, if it would."""
     try:
-        check_before_start(session, plan_steps())
+        check_before_start(session, plan_steps() if steps is None else steps, force=force)
     except UsageError as error:
         logger.warning("run would refuse to start: %s (%s)", error.what, error.where)
 

@@ -104,7 +104,8 @@ def _locked_places(config: Path) -> set[tuple[str, str]]:
 def _list(data: Path, locked: set[tuple[str, str]], *, deleted: bool) -> Collection:
     store = Store(data / "store")
     links = [link for folder in run_folders(data) for link in result_links(folder)]
-    wanted = locked.union(*map(held_places, run_folders(data)))
+    # Work that is not finished may have its result already: a process was killed between the commit and the link.
+    wanted = locked.union(*map(held_places, run_folders(data)), _unfinished(data))
     results = [*store.artefacts()]
     items = [
         *(_item("result", store.path_of(*place)) for place in results if place not in wanted),
@@ -125,7 +126,7 @@ def _list(data: Path, locked: set[tuple[str, str]], *, deleted: bool) -> Collect
 
 def _idle_work(data: Path) -> Iterator[Path]:
     """Work folders that no run's `.work` links and nobody works in, and lock files that nobody holds."""
-    wanted = {link.place for folder in run_folders(data) for link in work_links(folder)}
+    wanted = _unfinished(data)
     for path in sorted((data / "work").glob("*/*")):
         if path.parent.name == TRASH:
             continue
@@ -133,6 +134,11 @@ def _idle_work(data: Path) -> Iterator[Path]:
         kept = not is_lock and (path.parent.name, path.name) in wanted
         if not kept and lock_holder(path if is_lock else path.with_name(f"{path.name}.lock")) is None:
             yield path
+
+
+def _unfinished(data: Path) -> set[tuple[str, str]]:
+    """(stage, key) of the work that runs have begun and not finished."""
+    return {link.place for folder in run_folders(data) for link in work_links(folder)}
 
 
 def _children(folder: Path) -> list[Path]:

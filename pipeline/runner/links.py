@@ -9,6 +9,7 @@ from pipeline.core.errors import CorruptArtefact
 from pipeline.core.lineage import Manifest
 from pipeline.core.runs import WORK
 from pipeline.core.store import MANIFEST, Artefact
+from pipeline.runner.steps import step_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,14 @@ def work_links(folder: Path) -> list[Link]:
     return [*_links(folder / WORK)]
 
 
+def copied_results(folder: Path) -> list[Path]:
+    """The results that lie in a run's folder themselves, as after a copy that followed the links; sorted by step."""
+    if not folder.is_dir():
+        return []
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
+    return [path for path in folders if path.name in step_names() or (path / MANIFEST).is_file()]
+
+
 def held_places(folder: Path) -> set[tuple[str, str]]:
     """(stage, key) of the results that a run holds on to: what it links, and what lies in its folder itself, as after a
     copy that followed the links."""
@@ -63,7 +72,7 @@ def _links(folder: Path) -> Iterator[Link]:
         return
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not path.name.startswith("."):  # a dot: left by a process that died while linking
-            yield Link(path, Path(os.path.normpath(folder.absolute() / path.readlink())))
+            yield Link(path, Path(os.path.normpath(folder.resolve() / path.readlink())))
 
 
 def linked_artefact(folder: Path, step: str) -> Artefact | None:

@@ -11,8 +11,9 @@ from pipeline.core.runs import LockEntry, read_lock
 from pipeline.core.stage import Events
 from pipeline.runner.keys import checked_input_files, step_recipe
 from pipeline.runner.session import Session
-from pipeline.runner.steps import Step, plan_steps, spec_of
+from pipeline.runner.steps import Step, ancestors, plan_steps, spec_of
 
+RELOCK = "restore the lock file from version control, or run all steps without --locked, which writes it anew"
 logger = logging.getLogger(__name__)
 
 
@@ -51,10 +52,14 @@ class Locked:
         """Compare what a step made, or found made, with the lock file.
 
         Raises:
-            LockDrift: equal inputs gave other rows, in a stage that always gives the same ones.
+            LockDrift: equal inputs gave other rows, in a stage that always gives the same ones; or the inputs are
+                others although no step before it drifted.
         """
         entry = self.entries[step.name]
         if key != entry["key"]:
+            if not self._follows_drift(step):
+                what = f"{step.name} has other inputs than the lock file says, and no step before it drifted"
+                raise LockDrift(what, where=str(self.path), todo=RELOCK)
             self.by_recipe.append(step.name)
             return
         if content == entry["content"]:
@@ -68,6 +73,10 @@ class Locked:
         logger.warning(told, step.name, content[:12], entry["content"][:12])
         events.emit("lock_drift", step=step.name, locked=entry["content"], content=content)
 
+    def _follows_drift(self, step: Step) -> bool:
+        before = ancestors({each.name: each for each in plan_steps()}, step.name)
+        return any(drift.step in before for drift in self.drift)
+
 
 def lock_to(session: Session, until: str | None = None) -> Session:
     """A session that keeps to the lock file, after comparing the recipes of all steps up to `until` with it.
@@ -77,7 +86,7 @@ def lock_to(session: Session, until: str | None = None) -> Session:
 
     Raises:
         UsageError: there is no lock file, it is damaged, or a file that the config names is missing.
-        LockDrift: a recipe differs; all differences are listed.
+        LockDrift: a recipe differs, or the lock file holds entries of two runs; all differences are listed.
     """
     with session.disk_errors():
         path = session.loaded.base_lock_path
@@ -90,7 +99,7 @@ def lock_to(session: Session, until: str | None = None) -> Session:
         steps = plan_steps() if until is None else plan_steps()[: names.index(until) + 1]
         for step in steps:
             checked_input_files(session, step)
-        differences = [line for step in steps for line in _differences(session, step, entries.get(step.name))]
+        differences = [line for step in steps for line in _differences(session, step, entries)]
         session.digests.save()
     if differences:
         listed = "\n       ".join(dict.fromkeys(differences))  # a teacher's settings count in two steps
@@ -100,12 +109,27 @@ def lock_to(session: Session, until: str | None = None) -> Session:
     return replace(session, locked=Locked(path, entries), invoked=(*session.invoked, "--locked"))
 
 
-def _differences(session: Session, step: Step, entry: LockEntry | None) -> Iterator[str]:
+def foreign_inputs(step: str, entries: Mapping[str, LockEntry]) -> list[str]:
+    """The inputs of a locked step that are not what the lock file says of these steps themselves: since a run writes an
+    entry after each step, a part of a run, or a merge, leaves entries of two runs."""
+    told = entries[step]["parts"].get("inputs")
+    if not isinstance(told, dict):
+        return []
+    known = {name: entries[name] for name in told if name in entries}
+    # Some stages count keys too. Which ones did, only the version that wrote the entry knows.
+    counted = {name: (entry["content"], f"{entry['content']} {entry['key']}") for name, entry in known.items()}
+    return [name for name in sorted(known) if told[name] not in counted[name]]
+
+
+def _differences(session: Session, step: Step, entries: Mapping[str, LockEntry]) -> Iterator[str]:
+    entry = entries.get(step.name)
     if entry is None:
         yield f"{step.name}: not in the lock file"
         return
     if step_key(entry["parts"]) != entry["key"]:
         yield f"{step.name}: its key in the lock file is not made of its parts: the file was edited or merged by hand"
+    for name in foreign_inputs(step.name, entries):
+        yield f"{step.name}: made of another {name} than the lock file names: its entries are of two runs"
     recipe = {name: part for name, part in entry["parts"].items() if name != "inputs"}
     for change in changes(recipe, step_recipe(session, step)):
         yield f"{step.name}: {change}" if change.kind == "code" else str(change)

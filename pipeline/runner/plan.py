@@ -1,7 +1,7 @@
 """What `run` would do and why, without doing it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.core.errors import CorruptArtefact
@@ -30,9 +30,16 @@ class Planned:
     key: str | None
     reasons: tuple[str, ...]
 
+    def forced(self) -> "Planned":
+        """The same step when it runs although it has a result."""
+        return replace(self, state="run", reasons=("--force",))
 
-def plan(session: Session) -> list[Planned]:
+
+def plan(session: Session, *, force: bool = False) -> list[Planned]:
     """What `run` would do with each step.
+
+    Args:
+        force: as `run --force` would.
 
     Raises:
         UsageError: a file that the config names is missing.
@@ -42,7 +49,7 @@ def plan(session: Session) -> list[Planned]:
         found: dict[str, Artefact] = {}
         planned = [_plan_step(session, step, found) for step in plan_steps()]
         session.digests.save()
-    return planned
+    return [each.forced() if force and each.state == "cached" else each for each in planned]
 
 
 def _plan_step(session: Session, step: Step, found: dict[str, Artefact]) -> Planned:

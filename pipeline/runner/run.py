@@ -7,7 +7,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.core.errors import ExitCode, Interrupted, LostRows, PipelineError, Terminated, UsageError
+from pipeline.core.errors import (
+    ExitCode,
+    Incomplete,
+    Interrupted,
+    LostRows,
+    PipelineError,
+    RunLocked,
+    Terminated,
+    UsageError,
+)
 from pipeline.core.fanout import open_fanout
 from pipeline.core.lineage import Manifest, step_key
 from pipeline.core.log import EventLog, show_progress
@@ -23,7 +32,7 @@ from pipeline.core.runs import (
     unlink_work,
 )
 from pipeline.core.stage import Context, Fanout, Json, Result, check_cancelled
-from pipeline.core.store import Artefact
+from pipeline.core.store import MANIFEST, Artefact
 from pipeline.core.versions import collect_versions
 from pipeline.runner.checks import check_before_start, check_test_rows
 from pipeline.runner.keys import checked_input_files, step_parts
@@ -96,6 +105,8 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
             record(session, Outcome(steps[needed], artefact, ran=False))
         artefacts = {needed: found[needed] for needed in steps[name].inputs}
         outcome = run_step(session, steps[name], artefacts, events, force=force)
+        if name == "train" and not outcome.ran:
+            _dismiss_followers(session, outcome)
         record(session, outcome)
     return outcome
 
@@ -156,13 +167,20 @@ def follow_training(session: Session) -> None:
 
     Raises:
         UsageError, CorruptArtefact: as `run_one`.
+        Interrupted: as `worker.follow`.
     """
     from pipeline.student.worker import follow  # only the other processes of a launch need it
 
     step = next(step for step in plan_steps() if step.name == "train")
     key = step_key(step_parts(session, step, committed_before(session, "train")))
-    final = session.store.path_of("train", key)
-    follow(session.workdir_of(step, key), final.exists)
+    follow(session.workdir_of(step, key), session.stop.requested)
+
+
+def _dismiss_followers(session: Session, outcome: Outcome) -> None:
+    """Let the other processes of this launch go, if there is one: the training was not run."""
+    from pipeline.student.worker import dismiss  # only `train` needs it
+
+    dismiss(session.workdir_of(outcome.step, outcome.artefact.manifest.key))
 
 
 def committed_before(session: Session, name: str) -> dict[str, Artefact]:
@@ -194,6 +212,7 @@ def run_step(
     parts = step_parts(session, step, artefacts)
     key = step_key(parts)
     if not force and (hit := _cached(session, step, key, events)) is not None:
+        _drop_finished_work(session, step, key)
         return hit
     workdir = session.workdir_of(step, key)
     with show_progress(step.name, quiet=session.quiet) as progress, _fanout(session, step) as fanout:
@@ -210,8 +229,7 @@ def run_step(
         with hold_lock(workdir.with_name(f"{key}.lock"), wait=_patience(ctx)):
             if not force and (hit := _cached(session, step, key, events)) is not None:
                 return hit
-            inputs = {name: artefact.path for name, artefact in artefacts.items()}
-            return _make(session, step, parts, inputs, ctx, force=force)
+            return _make(session, step, parts, artefacts, ctx, force=force)
 
 
 def _fanout(session: Session, step: Step) -> AbstractContextManager[Fanout]:
@@ -235,6 +253,15 @@ def _cached(session: Session, step: Step, key: str, events: EventLog) -> Outcome
     return Outcome(step, hit, ran=False)
 
 
+def _drop_finished_work(session: Session, step: Step, key: str) -> None:
+    """Remove what a process left that was killed between its commit and its clearing up."""
+    unlink_work(session.folder, step.name)
+    workdir = session.workdir_of(step, key)
+    if workdir.is_dir():
+        with suppress(RunLocked), hold_lock(workdir.with_name(f"{key}.lock")):  # held: another run is at it (--force)
+            shutil.rmtree(workdir, ignore_errors=True)
+
+
 def _patience(ctx: Context) -> Callable[[str], None]:
     """Called again and again while another run makes the step: says so once a holder, and can be interrupted."""
     told: set[str] = set()
@@ -250,9 +277,15 @@ def _patience(ctx: Context) -> Callable[[str], None]:
 
 
 def _make(
-    session: Session, step: Step, parts: dict[str, Json], inputs: Mapping[str, Path], ctx: Context, *, force: bool
+    session: Session,
+    step: Step,
+    parts: dict[str, Json],
+    inputs: Mapping[str, Artefact],
+    ctx: Context,
+    *,
+    force: bool,
 ) -> Outcome:
-    """Run the stage into a staging folder and commit what it wrote."""
+    """Run the stage into a staging folder, commit what it wrote and link it; only then its work is finished."""
     key = step_key(parts)
     logger.info("%s: running (%s)", step.name, key[:12])
     ctx.events.emit("step_started", step=step.name, key=key)
@@ -260,11 +293,13 @@ def _make(
         ctx.workdir.mkdir(parents=True, exist_ok=True)
         link_work(session.folder, step.name, ctx.workdir)
         check_cancelled(ctx)
-        result = _run_stage(session, step, inputs, staged, ctx)
+        with _unchanged(inputs, ctx):
+            result = _run_stage(session, step, inputs, staged, ctx)
         if session.locked is not None:
             session.locked.check(step, key, result.content, ctx.events)
         manifest = Manifest.of(step.kind, key, parts, result, collect_versions())
         artefact = session.store.commit(staged, manifest, replace_other_content=force)
+        link_artefact(session.folder, step.name, artefact)
         shutil.rmtree(ctx.workdir, ignore_errors=True)
         unlink_work(session.folder, step.name)
     session.digests.save()
@@ -276,7 +311,31 @@ def _make(
     return Outcome(step, artefact, ran=True)
 
 
-def _run_stage(session: Session, step: Step, inputs: Mapping[str, Path], staged: Path, ctx: Context) -> Result:
+@contextmanager
+def _unchanged(artefacts: Mapping[str, Artefact], ctx: Context) -> Iterator[None]:
+    """Refuse what was made of inputs that another run put aside meanwhile (`--force`, or damage).
+
+    Raises:
+        Incomplete: an input is not what it was when the block began.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        _check_unchanged(artefacts, ctx)
+        raise
+    _check_unchanged(artefacts, ctx)
+
+
+def _check_unchanged(artefacts: Mapping[str, Artefact], ctx: Context) -> None:
+    for name, artefact in artefacts.items():
+        path = artefact.path / MANIFEST
+        if not path.is_file() or Manifest.read(path).content != artefact.manifest.content:
+            what = f"another run replaced the rows of {name} while {ctx.step} read them"
+            raise Incomplete(what, where=str(artefact.path), todo=f"resume with: {ctx.resume_command}")
+
+
+def _run_stage(session: Session, step: Step, artefacts: Mapping[str, Artefact], staged: Path, ctx: Context) -> Result:
+    inputs = {name: artefact.path for name, artefact in artefacts.items()}
     result = stage_module(step.kind).run(session.config_of(step), inputs, staged, ctx)
     if result.rows_in != result.rows_out + sum(result.rejected.values()):
         raise LostRows(f"{step.name}: {result.rows_in} in, {result.rows_out} out, rejected {dict(result.rejected)}")

@@ -1,12 +1,13 @@
 """The state of a run: which results are there, which the config has left behind and why, who works on it."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.core.errors import CorruptArtefact
+from pipeline.core.errors import CorruptArtefact, UsageError
 from pipeline.core.lineage import Change, Manifest, changes, step_key
 from pipeline.core.runs import lock_holder, read_lock, run_lock
 from pipeline.core.stage import Json
@@ -125,10 +126,11 @@ def status(session: Session) -> RunStatus:
     the contents: that is what `verify` does.
 
     Raises:
-        UsageError: a file that the config names is missing, or the lock file is damaged.
+        UsageError: a file that the config names is missing, the lock file is damaged, or the data folder is a file.
         Incomplete: the data folder cannot be read.
     """
     with session.disk_errors():
+        _refuse_a_file(session.data)
         done: dict[str, Artefact] = {}
         held_by = lock_holder(run_lock(session.folder))
         steps = tuple(_step_status(session, step, done) for step in plan_steps())
@@ -141,6 +143,15 @@ def status(session: Session) -> RunStatus:
             last_run=_last_run(session.folder, held_by),
             next_command=None if complete or held_by is not None else session.command("run"),
         )
+
+
+def _refuse_a_file(data: Path) -> None:
+    """Refuse a data folder that neither is nor can be made one, as `run` does."""
+    place = data
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UsageError("not a folder", where=f"--data {data}", todo="choose another folder with --data")
 
 
 def _step_status(session: Session, step: Step, done: dict[str, Artefact]) -> StepStatus:

@@ -4,6 +4,7 @@ Nothing is written and no lock is taken, so that a folder that may not be writte
 run is going on: what is moved away meanwhile was whole, or is somebody else's to report.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,17 @@ from pipeline.core.runs import read_lock
 from pipeline.core.stage import Progress
 from pipeline.core.store import MANIFEST, REBUILD, Artefact, Store
 from pipeline.runner.contents import recompute
-from pipeline.runner.links import Link, result_links, run_folders
+from pipeline.runner.links import Link, copied_results, result_links, run_folders
+from pipeline.runner.locked import RELOCK, foreign_inputs
 from pipeline.runner.session import Session
 from pipeline.runner.steps import STAGES, stage_module
 
 READ = "see to the disk or give read access, then run the same command again"
 RELINK = "run it again: the result is made anew or linked; a run that is not needed any more: delete its folder"
-RELOCK = "restore the lock file from version control, or run without --locked to write it again"
+RECOPY = "move this copy away and run again: the result is linked instead, or made anew"
+STRAY = "remove it, or move it out of the store: no run made it and none needs it"
+EXTRA = "remove this file: for its sake the next run would take the whole result for damaged and make it anew"
+KEY = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,13 @@ class Damage:
     """Something that is not what it was when it was committed.
 
     Attributes:
-        kind: what it was found in.
+        kind: what it was found in; "stray": something in the store that is no part of it.
         where: the file, folder or link.
         what: what is wrong.
         todo: what to do about it.
     """
 
-    kind: Literal["artefact", "link", "lock", "answers"]
+    kind: Literal["artefact", "stray", "link", "lock", "answers"]
     where: Path
     what: str
     todo: str
@@ -49,7 +54,7 @@ class Verification:
     Attributes:
         data: the data folder.
         run: the run that was verified; None: everything in the folder.
-        artefacts: results whose files were all hashed.
+        artefacts: results whose files were all hashed; copies of them in the folders of runs count too.
         files, bytes: of these.
         contents: of these results those whose content digest was computed anew from their rows.
         links: links of runs to results.
@@ -74,12 +79,16 @@ def verify_data(data: Path) -> Verification:
     """Verify all results, links and stored answers of a data folder.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: there is no such folder, or no run ever worked in it.
         Incomplete: the disk fails, or something may not be read.
     """
-    if not data.is_dir():
-        raise UsageError("no such data folder", where=str(data), todo="give the folder of a run: --data DIR")
+    todo = "give the folder of a run: --data DIR"
     with disk_errors(str(data), READ):
+        if not data.is_dir():
+            raise UsageError("no such data folder", where=str(data), todo=todo)
+        if not any((data / name).exists() for name in ("store", "runs", "responses")):
+            what = "no data folder: it has no store, no runs and no stored answers"
+            raise UsageError(what, where=str(data), todo=todo)
         return _verify_data(data)
 
 
@@ -87,13 +96,17 @@ def _verify_data(data: Path) -> Verification:
     from pipeline.teacher import audit  # SQLite, which `verify CONFIG` does without
 
     store = Store(data / "store")
-    places = [*store.artefacts()]
+    strays = _strays(store.root)
+    places = [store.path_of(*place) for place in store.artefacts()]
+    places = [path for path in places if path not in strays]
+    copies = [path for folder in run_folders(data) for path in copied_results(folder)]
     links = [link for folder in run_folders(data) for link in result_links(folder)]
     answers = audit.response_files(data / "responses")
     with show_progress("verify") as progress:
-        progress.start(_count_files(store, places) + len(answers), "files")
-        checks = [_Check(store, stage, key, progress) for stage, key in places]
+        progress.start(_count_files([*places, *copies]) + len(answers), "files")
+        checks = [_Check(path, progress, is_copy=path in copies) for path in (*places, *copies)]
         damage = [found for check in checks for found in check.run()]
+        damage += [Damage("stray", path, what, STRAY) for path, what in strays.items()]
         damage += [found for link in links for found in _link_damage(link)]
         for path in answers:
             checked = audit.check(path)
@@ -115,17 +128,18 @@ def verify_run(session: Session) -> Verification:
 
 def _verify_run(session: Session) -> Verification:
     store = session.store
-    links = result_links(session.folder)
+    links, copies = result_links(session.folder), copied_results(session.folder)
     lock = read_lock(session.loaded.base_lock_path)
-    if not links and not lock:
+    if not links and not copies and not lock:
         todo = f"run it first: {session.command('run')}"
         raise UsageError("nothing was run yet", where=str(session.folder), todo=todo)
     locked = [(str(entry["parts"].get("stage")), entry["key"]) for entry in lock.values()]
     found = [place for place in locked if store.path_of(*place).is_dir()]
-    places = sorted({*found, *(link.place for link in links if not link.dangles)})
+    linked = {*found, *(link.place for link in links if not link.dangles)}
+    places = [store.path_of(*place) for place in sorted(linked)]
     with show_progress("verify") as progress:
-        progress.start(_count_files(store, places), "files")
-        checks = [_Check(store, stage, key, progress) for stage, key in places]
+        progress.start(_count_files([*places, *copies]), "files")
+        checks = [_Check(path, progress, is_copy=path in copies) for path in (*places, *copies)]
         damage = [found for check in checks for found in check.run()]
     damage += [found for link in links for found in _link_damage(link)]
     damage += _lock_damage(session)
@@ -155,15 +169,35 @@ def _verification(
     )
 
 
-def _count_files(store: Store, places: Sequence[tuple[str, str]]) -> int:
-    return sum(1 for place in places for path in store.path_of(*place).rglob("*") if path.is_file())
+def _strays(root: Path) -> dict[Path, str]:
+    """What lies where stages or results belong and is neither, and what it is."""
+    visible = [path for path in sorted(root.glob("*")) if not (path.is_dir() and path.name.startswith("."))]
+    found = {path: "a file where the folders of stages belong" for path in visible if not path.is_dir()}
+    for stage, key in Store(root).artefacts():
+        path = root / stage / key
+        if not path.is_dir():
+            found[path] = "a file where results belong"
+        elif KEY.fullmatch(key) is None:
+            found[path] = "a folder that is no result: its name is no key"
+    return found
+
+
+def _count_files(places: Sequence[Path]) -> int:
+    return sum(1 for place in places for path in place.rglob("*") if path.is_file())
 
 
 class _Check:
-    """The verification of one artefact, with what it counted."""
+    """The verification of one artefact, with what it counted.
 
-    def __init__(self, store: Store, stage: str, key: str, progress: Progress) -> None:
-        self._folder, self._stage, self._key, self._progress = store.path_of(stage, key), stage, key, progress
+    Args:
+        folder: where it lies: `…/<stage>/<key>`.
+        progress: told of every file.
+        is_copy: it lies in a run's folder, under the name of its step.
+    """
+
+    def __init__(self, folder: Path, progress: Progress, *, is_copy: bool) -> None:
+        self._folder, self._progress, self._is_copy = folder, progress, is_copy
+        self._todo = RECOPY if is_copy else REBUILD
         self.files = self.bytes = self.recomputed = 0
 
     def run(self) -> list[Damage]:
@@ -180,7 +214,7 @@ class _Check:
         try:
             manifest = self._manifest()
         except CorruptArtefact as error:
-            yield Damage("artefact", Path(error.where), error.what, error.todo)
+            yield Damage("artefact", Path(error.where), error.what, self._todo)
             return
         said = [*self._contradictions(manifest), *self._file_damage(manifest)]
         yield from said
@@ -195,7 +229,8 @@ class _Check:
 
     def _contradictions(self, manifest: Manifest) -> Iterator[Damage]:
         """What a sealed manifest can only say if it was made or moved by hand."""
-        if (manifest.stage, manifest.key) != (self._stage, self._key):
+        place = (self._folder.name,) if self._is_copy else (self._folder.parent.name, self._folder.name)
+        if (manifest.stage, manifest.key)[: len(place)] != place:
             yield self._damage(f"the manifest is of {manifest.stage} {manifest.key[:12]}")
         if step_key(manifest.parts) != manifest.key:
             yield self._damage("the key is not the sha256 of its parts")
@@ -207,7 +242,8 @@ class _Check:
         for name in sorted(manifest.files.keys() - there):
             yield self._damage("the file is missing", name)
         for name in sorted(there - manifest.files.keys() - {MANIFEST}):
-            yield self._damage("the manifest does not know this file", name)
+            todo = RECOPY if self._is_copy else EXTRA
+            yield Damage("artefact", self._folder / name, "the manifest does not know this file", todo)
         self._progress.advance()
         for name in sorted(there & manifest.files.keys()):
             yield from self._bytes_damage(name, manifest)
@@ -234,14 +270,14 @@ class _Check:
             with boundary(CorruptArtefact, "its rows cannot be read", where=where, todo=REBUILD):
                 content = recompute(artefact)
         except CorruptArtefact as error:
-            yield Damage("artefact", Path(error.where), error.what, error.todo)
+            yield Damage("artefact", Path(error.where), error.what, self._todo)
             return
         self.recomputed += content is not None
         if content is not None and content != artefact.manifest.content:
             yield self._damage("the content digest is not that of its rows")
 
     def _damage(self, what: str, name: str = "") -> Damage:
-        return Damage("artefact", self._folder / name, what, REBUILD)
+        return Damage("artefact", self._folder / name, what, self._todo)
 
 
 def _is_of_this_version(manifest: Manifest) -> bool:
@@ -258,10 +294,14 @@ def _link_damage(link: Link) -> Iterator[Damage]:
 
 def _lock_damage(session: Session) -> Iterator[Damage]:
     path = session.loaded.base_lock_path
-    for step, entry in read_lock(path).items():
+    entries = read_lock(path)
+    for step, entry in entries.items():
         if step_key(entry["parts"]) != entry["key"]:
             yield Damage("lock", path, f"{step}: the key is not the sha256 of its parts", RELOCK)
             continue
+        for name in foreign_inputs(step, entries):
+            what = f"{step}: made of another {name} than the lock file names: its entries are of two runs"
+            yield Damage("lock", path, what, RELOCK)
         manifest = session.store.path_of(str(entry["parts"].get("stage")), entry["key"]) / MANIFEST
         try:
             content = Manifest.read(manifest).content if manifest.is_file() else entry["content"]

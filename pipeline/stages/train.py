@@ -20,7 +20,7 @@ from pipeline.core.stage import Context, Json, Result, check_cancelled
 from pipeline.student.arguments import schedule
 from pipeline.student.jobs import TrainJob, launch_id
 from pipeline.student.process import Files, Report, run_process
-from pipeline.student.worker import JOB, is_launched, run_job
+from pipeline.student.worker import JOB, forget_dismissal, is_launched, run_job
 
 VERSION = 1
 
@@ -44,7 +44,7 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
 
     Raises:
         UsageError: config, model or rows are not fit for training, or training diverged.
-        Incomplete: the worker failed, or a checkpoint cannot be written.
+        Incomplete: the worker failed, or a checkpoint or the model cannot be written.
         Interrupted: a signal asked us to stop; a checkpoint was written if training had begun.
     """
     train = cfg.train
@@ -86,7 +86,7 @@ def run_here(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any
     that takes longer is lost, and the one before counts.
     """
     path = ctx.workdir / JOB
-
+    forget_dismissal(ctx.workdir)
     job.write(path)
     try:
         return {**run_job(job, progress.report, lambda: nullcontext(ctx.cancel.is_set))}

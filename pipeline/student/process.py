@@ -26,6 +26,7 @@ from typing import Final, TypeAlias
 
 from pipeline.core import errors
 from pipeline.core.errors import Incomplete, Interrupted, PipelineError
+from pipeline.core.log import finite
 from pipeline.core.stage import Context, Json, check_cancelled
 
 Report: TypeAlias = dict[str, Json]
@@ -275,18 +276,22 @@ class Reporter:
         self._path = path
 
     def __call__(self, report: Report) -> None:
-        """Add one line."""
+        """Add one line; numbers that are not finite become null."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report, allow_nan=True) + "\n")
+            file.write(json.dumps(finite(report), allow_nan=False) + "\n")
 
 
 def run_as_worker(main: Callable[[Path], None], argv: Sequence[str]) -> None:
-    """The main function of a worker module: run `main(job)`, die with the parent, write errors down for it."""
+    """The main function of a worker module: run `main(job)`, die with the parent, write errors down for it.
+
+    A full or failing disk is such an error too.
+    """
     files = Files(Path(argv[1]))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _die_with_parent(Path(os.environ[GUARD]))
+    todo = "make room or give write access, then run the same command again"
     try:
-        with _named(files.pid):
+        with _named(files.pid), errors.disk_errors(str(files.job.parent), todo):
             main(files.job)
     except PipelineError as error:
         told: dict[str, Json] = {"kind": type(error).__name__, "what": error.what, "where": error.where}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,11 +124,11 @@ class Saver(TrainerCallback):
         """
         begun, step = time.monotonic(), trainer.state.global_step
         staged = staging(self.folder, step)
-        with _writing(staged):
+        with _writing_checkpoint(staged):
             self._write(trainer, staged)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            with _writing(staged):
+            with _writing_checkpoint(staged):
                 checkpoint = commit(self.folder, step, self.training, self.setting)
                 prune(self.folder, self.config.keep)
             seconds = round(time.monotonic() - begun, 3)
@@ -162,18 +163,24 @@ class Saver(TrainerCallback):
 
 
 @contextmanager
-def _writing(staged: Path) -> Iterator[None]:
-    """Turn whatever goes wrong into `Incomplete` and give the disk its room back.
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while `folder` is written into `Incomplete` and give the disk its room back.
 
     Torch and safetensors say a full disk in errors of their own (RuntimeError, SafetensorError), not as OSError.
+
+    Args:
+        what: subject of the sentence "… cannot be written".
     """
     todo = "make room or give write access, then run the same command again; earlier checkpoints are kept"
     try:
-        with boundary(Incomplete, "a checkpoint cannot be written", where=str(staged.parent), todo=todo):
+        with boundary(Incomplete, f"{what} cannot be written", where=str(folder.parent), todo=todo):
             yield
     except PipelineError:
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+_writing_checkpoint = partial(writing, "a checkpoint")
 
 
 def setting_of(trainer: SFTTrainer) -> Setting:

@@ -23,7 +23,7 @@ from pipeline.student.checkpoints import FOLDER
 from pipeline.student.curve import Course, Curve
 from pipeline.student.jobs import TrainJob
 from pipeline.student.process import Report
-from pipeline.student.saver import CURVE, CheckpointedTrainer, Saver, require_fitting, setting_of
+from pipeline.student.saver import CURVE, CheckpointedTrainer, Saver, require_fitting, setting_of, writing
 from pipeline.student.shards import Tokens, train_file, validation_file
 from pipeline.student.tokenise import load_tokenizer
 
@@ -113,7 +113,7 @@ def train(
 
     Raises:
         UsageError: the model cannot be loaded or trained as configured, or the loss diverged.
-        Incomplete: a checkpoint cannot be written.
+        Incomplete: a checkpoint, the model or the loss curve cannot be written.
     """
     cpu = use_cpu(os.environ)
     args = SFTConfig(**sft_arguments(job.train, course.plan, scratch=job.workdir / "trainer", use_cpu=cpu))
@@ -136,7 +136,8 @@ def train(
         save(trainer, job, tokens, stored)
         if trainer.accelerator.is_main_process:
             points = sorted(curve.points, key=itemgetter("step"))
-            (job.out / "loss.json").write_text(json.dumps(points, indent=1) + "\n", "utf-8")
+            with writing("the loss curve", job.out / "model"):  # on a full disk the model's room is needed
+                (job.out / "loss.json").write_text(json.dumps(points, indent=1) + "\n", "utf-8")
     return _metrics(job, tokens, course, curve, base_parameters, trainable)
 
 
@@ -235,6 +236,9 @@ def save(trainer: CheckpointedTrainer, job: TrainJob, tokens: Tokens, stored: tu
 
     Args:
         stored: config and generation config of the base.
+
+    Raises:
+        Incomplete: it cannot be written.
     """
     model = _whole(trainer, job)
     if not trainer.accelerator.is_main_process:
@@ -252,8 +256,10 @@ def save(trainer: CheckpointedTrainer, job: TrainJob, tokens: Tokens, stored: tu
     config.dtype = dtype
     config.architectures = [type(model).__name__]
     model.config, model.generation_config = config, generation
-    model.save_pretrained(folder)
-    load_tokenizer(job.student.model, job.student.revision).save_pretrained(folder)
+    tokenizer = load_tokenizer(job.student.model, job.student.revision)
+    with writing("the model", folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def stored_dtype(config: Any) -> torch.dtype:

@@ -7,9 +7,9 @@ import hashlib
 import logging
 import os
 import sys
-import time
+import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -52,7 +52,7 @@ def run_job(job: TrainJob, report: Callable[[Report], None], stopping: Stopping 
 
     Raises:
         UsageError: the rows, the model or the config are not fit for training.
-        Incomplete: a checkpoint cannot be written.
+        Incomplete: a checkpoint or the model cannot be written.
         Interrupted: somebody asked to stop; a checkpoint was written.
     """
     from pipeline.student.shards import await_tokens, lengths_of, train_file
@@ -137,26 +137,59 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
-def follow(workdir: Path, is_done: Callable[[], bool]) -> None:
+def follow(workdir: Path, stop: threading.Event) -> None:
     """Take part in a training that the first process leads: every other process of a launch calls this.
 
-    Waits until the first process has written this launch's `worker.json` into `workdir`, then trains with it. Returns
-    at once when there is nothing to train. Whether to stop is the first process's to say: the launcher passes a signal
-    on to all of them.
+    Waits for the first process's word in this very launch: its `worker.json` in `workdir`, then trains with it, or
+    what `dismiss` wrote, then returns. What the store holds says nothing: the first process may train in spite of an
+    artefact, or find it damaged. If the first process fails before it said either, the launcher signals the others.
 
     Args:
         workdir: the work folder of the train step's key; the same for all processes, on a folder they share.
-        is_done: whether the step has its artefact already, so that the first process will not train.
+        stop: set by whoever catches signals; looked at while waiting alone, since to stop a training that has begun is
+            the first process's to say: the launcher passes a signal on to all of them.
 
     Raises:
-        Interrupted: the first process was asked to stop, and wrote a checkpoint.
+        Interrupted: we were asked to stop while waiting, or the first process was, and wrote a checkpoint.
     """
-    path = workdir / JOB
-    while not is_done():
-        if path.is_file() and read_json(path)["launch"] == launch_id():
-            run_job(TrainJob.read(path), lambda report: None)
+    job, word = workdir / JOB, _word(workdir, int(os.environ["RANK"]))
+    while not stop.is_set():
+        if _is_of_this_launch(job):
+            run_job(TrainJob.read(job), lambda report: None)
             return
-        time.sleep(WAIT_S)
+        if _is_of_this_launch(word):
+            word.unlink(missing_ok=True)
+            return
+        stop.wait(WAIT_S)
+    raise Interrupted("stopped by a signal", where="step train", todo="run the same command again to go on")
+
+
+def dismiss(workdir: Path) -> None:
+    """Tell the other processes of this launch, which `follow`, that there is nothing to train; the first one does."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    for rank in _others():
+        write_json(_word(workdir, rank), {"launch": launch_id()})
+
+
+def forget_dismissal(workdir: Path) -> None:
+    """Remove what followers that were killed have not read: launches across machines may look alike."""
+    for rank in _others():
+        _word(workdir, rank).unlink(missing_ok=True)
+
+
+def _others() -> range:
+    return range(1, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _word(workdir: Path, rank: int) -> Path:
+    """One file per follower, which removes it; beside the work folder, which goes when the artefact is there."""
+    return workdir.with_name(f"{workdir.name}.rank-{rank}.json")
+
+
+def _is_of_this_launch(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return bool(read_json(path)["launch"] == launch_id())
+    return False
 
 
 if __name__ == "__main__":

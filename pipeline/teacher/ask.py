@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from pipeline.core.config_teacher import ReplayTeacher, Retry, Teacher
 from pipeline.core.errors import Incomplete
-from pipeline.core.stage import Context
+from pipeline.core.stage import Context, check_cancelled
 from pipeline.teacher.fetch import fetch_missing
 from pipeline.teacher.replay import replay
 from pipeline.teacher.request import Asked, Request
@@ -59,7 +60,7 @@ def ask(teacher: Teacher, asked: Asked, retry: Retry, requests: Iterable[Request
         outcomes = replay(teacher, requests, ctx)
         yield from (_answer(request, outcome) for request, outcome in zip(requests, outcomes, strict=True))
         return
-    with ResponseStore(ctx.data / "responses") as store:
+    with ResponseStore(ctx.data / "responses", check=partial(check_cancelled, ctx)) as store:
         fetch_missing(store, teacher, asked, retry, requests, ctx)
         store.fold()
         yield from _read(store, asked, requests)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.lineage import file_sha256
+from pipeline.teacher.salvage import committed_frames, readable_frames
 from pipeline.teacher.segment import COLUMNS, lock_path, segment_paths, stored_of, text_of
 
 FOLDED = ("answers", "attempts")
@@ -68,6 +69,8 @@ def _is_written(segment: Path) -> bool:
 def _segment_damage(path: Path) -> str | None:
     try:
         return next(_problems(path), None)
+    except FileNotFoundError:
+        return None
     except (sqlite3.Error, zlib.error) as error:
         if not path.exists():
             return None
@@ -75,10 +78,16 @@ def _segment_damage(path: Path) -> str | None:
 
 
 def _problems(path: Path) -> Iterator[str]:
-    """What SQLite says of its own structure; then every answer is compared with its check sum."""
+    """What SQLite would not say of its write-ahead log, what it says of its own structure; then every answer is compared
+    with its check sum."""
     log = _log(path)
-    if path.stat().st_size == 0 and log.exists() and log.stat().st_size > 0:
+    wal = log.read_bytes() if log.exists() else b""
+    if path.stat().st_size == 0 and wal:
         yield "the segment is empty, its write-ahead log is not"
+        return
+    committed, readable = committed_frames(wal), readable_frames(wal)
+    if readable < committed:
+        yield f"of the {committed:,} pages in its write-ahead log only the first {readable:,} can be read"
         return
     with reading(path) as db:
         for (told,) in db.execute("PRAGMA quick_check"):

@@ -16,7 +16,7 @@ import logging
 import os
 import secrets
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -114,10 +114,16 @@ def is_hit(stored: Stored, outcome: Outcome, cap: int, room: int | None = None) 
 
 
 class ResponseStore:
-    """The doors to `data/responses`: `put` and `get_many`. A context manager; many processes may use one folder."""
+    """The doors to `data/responses`: `put` and `get_many`. A context manager; many processes may use one folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: made if missing.
+        check: called between answers while many are looked up; what it raises ends the look-up.
+    """
+
+    def __init__(self, folder: Path, *, check: Callable[[], None] = lambda: None) -> None:
         self._folder = folder
+        self._between = check
         self._segments, self._answers, self._attempts = (
             folder / "segments",
             folder / "answers",
@@ -185,10 +191,16 @@ class ResponseStore:
             return
         self._set_damaged_aside()
         for path in segment_paths(self._segments):
-            yield from read_answers(path, keys)
+            yield from self._checked(read_answers(path, keys))
         for path in sorted(self._answers.glob("*.parquet")):
             self._check(path)
-            yield from _find(path, keys)
+            yield from self._checked(_find(path, keys))
+
+    def _checked(self, found: Iterable[Stored]) -> Iterator[Stored]:
+        self._between()
+        for stored in found:
+            self._between()
+            yield stored
 
     def _check(self, path: Path) -> None:
         """Compare a folded file with the sha256 that is its name, once: its footer has no other check sum."""

@@ -4,10 +4,11 @@ A page of a table that is whole gives its rows, whatever became of the header, o
 joins them. Source of the layout: https://www.sqlite.org/fileformat2.html, sections 1.6, 2.1 and 4.1.
 """
 
-import mmap
+import os
 import sqlite3
+import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,17 +17,18 @@ from pipeline.core.errors import CorruptArtefact
 from pipeline.teacher.segment import COLUMNS, PAGE_BYTES, Attempt, Stored, open_segment, stored_of, text_of
 
 TABLE_LEAF: Final = 0x0D
-FILE_HEADER_BYTES: Final = 100
-"""In front of the first page."""
+MOST_PAGES: Final = 2**32 - 2
 WAL_HEADER_BYTES: Final = 32
 FRAME_HEADER_BYTES: Final = 24
 """In front of each page in a -wal: its number, the size of the database if this ends a transaction, two salts, sums."""
 FRAME_BYTES: Final = FRAME_HEADER_BYTES + PAGE_BYTES
+WAL_ORDERS: Final = {bytes.fromhex("377f0682"): "<", bytes.fromhex("377f0683"): ">"}
+"""How a -wal begins, and the byte order of the words that its sums add up."""
+WAL_VERSION: Final = (3007000).to_bytes(4, "big")
 INTEGER_BYTES: Final = (0, 1, 2, 3, 4, 6, 8)
 """By serial type; 8 and 9 are the numbers 0 and 1 without any bytes."""
 
 Value = bytes | str | int | None
-Buffer = bytes | mmap.mmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def _is_sound(path: Path, wal: bytes) -> bool:
         with open_segment(path) as db:
             if db is None:
                 return False  # its writer died early, or the list of tables is damaged
-            if wal and db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] < _committed_frames(wal):
+            if wal and db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] < committed_frames(wal):
                 return False
             (told,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             for row in db.execute(f"SELECT {COLUMNS} FROM answers"):
@@ -82,23 +84,59 @@ def _lacks_tables(path: Path) -> bool:
         return False
 
 
-def _committed_frames(wal: bytes) -> int:
+def committed_frames(wal: bytes) -> int:
     """Frames up to the last one that ends a transaction; SQLite stops before, and says nothing, at a damaged one."""
-    salt = wal[16:24]  # frames with another are of an earlier round
     count = 0
-    for number, at in enumerate(range(WAL_HEADER_BYTES, len(wal) - FRAME_BYTES + 1, FRAME_BYTES), 1):
-        if wal[at + 8 : at + 16] == salt and wal[at + 4 : at + 8] != bytes(4):
+    for number, at in enumerate(_whole_frames(wal), 1):
+        # Frames of an earlier round share neither salt with the header; one bit flip leaves one of the two.
+        is_ours = wal[at + 8 : at + 12] == wal[16:20] or wal[at + 12 : at + 16] == wal[20:24]
+        if is_ours and wal[at + 4 : at + 8] != bytes(4):
             count = number
     return count
+
+
+def readable_frames(wal: bytes) -> int:
+    """Of the committed frames those that SQLite reads: up to the first whose sums, which cover all before it too, do
+    not match. Source: https://www.sqlite.org/fileformat2.html, sections 4.1 and 4.2."""
+    order = WAL_ORDERS.get(wal[:4])
+    if order is None or wal[4:12] != WAL_VERSION + PAGE_BYTES.to_bytes(4, "big"):
+        return 0
+    sums = _wal_sums(wal[:24], order, (0, 0))
+    if _sums_at(wal, 24) != sums:
+        return 0
+    count = 0
+    for number, at in enumerate(_whole_frames(wal), 1):
+        page = wal[at + FRAME_HEADER_BYTES : at + FRAME_BYTES]
+        sums = _wal_sums(wal[at : at + 8] + page, order, sums)
+        if wal[at + 8 : at + 16] != wal[16:24] or _sums_at(wal, at + 16) != sums:
+            break
+        if wal[at + 4 : at + 8] != bytes(4):
+            count = number
+    return count
+
+
+def _whole_frames(wal: bytes) -> range:
+    return range(WAL_HEADER_BYTES, len(wal) - FRAME_BYTES + 1, FRAME_BYTES)
+
+
+def _wal_sums(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
+    first, second = sums
+    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
+    for even, odd in zip(words, words, strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
+    return first, second
+
+
+def _sums_at(wal: bytes, at: int) -> tuple[int, int]:
+    return int.from_bytes(wal[at : at + 4], "big"), int.from_bytes(wal[at + 4 : at + 8], "big")
 
 
 def _intact(path: Path, wal: bytes) -> Intact:
     answers: dict[Stored, None] = {}
     attempts: dict[int, Attempt] = {}
-    with path.open("rb") as file, ExitStack() as stack:
-        size = path.stat().st_size
-        main = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if size > 0 else b""
-        for number, row in _rows(main, wal):
+    with path.open("rb") as file:
+        for number, row in Pages(file.fileno(), wal).rows():
             answer, attempt = _answer(row), _attempt(number, row)
             if answer is not None:
                 answers[answer] = None
@@ -126,58 +164,82 @@ def _attempt(number: int, row: Sequence[Value]) -> Attempt | None:
     return None
 
 
-def _rows(main: Buffer, wal: Buffer) -> Iterator[tuple[int, list[Value]]]:
-    """(number, values) of every row on every page that can be read; in a -wal a row occurs as often as its page."""
-    places: dict[int, tuple[Buffer, int]] = {
-        start // PAGE_BYTES + 1: (main, start) for start in range(0, len(main), PAGE_BYTES)
-    }
-    leaves = [*places.values()]
-    for frame in range(WAL_HEADER_BYTES, len(wal), FRAME_BYTES):
-        place = (wal, frame + FRAME_HEADER_BYTES)
-        places[int.from_bytes(wal[frame : frame + 4], "big")] = place
-        leaves.append(place)
-    for buffer, start in leaves:
-        page = buffer[start : start + PAGE_BYTES]
-        for cell in _cells(page, FILE_HEADER_BYTES if buffer is main and start == 0 else 0):
-            with suppress(IndexError, ValueError, KeyError):
-                yield _row(page, cell, places)
+class Pages:
+    """The pages of a segment and of its -wal.
+
+    Args:
+        main: descriptor of the file. Not mapped: a sector that cannot be read would kill the process.
+        wal: content of its -wal.
+    """
+
+    def __init__(self, main: int, wal: bytes) -> None:
+        self._main, self._wal = main, wal
+        self._count = -(-os.fstat(main).st_size // PAGE_BYTES)
+        self._frames = {
+            int.from_bytes(wal[at : at + 4], "big"): at for at in range(WAL_HEADER_BYTES, len(wal), FRAME_BYTES)
+        }
+
+    def rows(self) -> Iterator[tuple[int, list[Value]]]:
+        """(number, values) of every row that is whole, from every page; in a -wal it occurs as often as its page.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        for page in self._all():
+            for cell in _cells(page):
+                with suppress(IndexError, ValueError):
+                    yield self._row(page, cell)
+
+    def _all(self) -> Iterator[bytes]:
+        yield from map(self._of_main, range(1, self._count + 1))
+        yield from map(self._of_wal, range(WAL_HEADER_BYTES, len(self._wal), FRAME_BYTES))
+
+    def _of_main(self, number: int) -> bytes:
+        return os.pread(self._main, PAGE_BYTES, (number - 1) * PAGE_BYTES)
+
+    def _of_wal(self, frame: int) -> bytes:
+        return self._wal[frame + FRAME_HEADER_BYTES : frame + FRAME_BYTES]
+
+    def _row(self, page: bytes, at: int) -> tuple[int, list[Value]]:
+        """A row's number and values; what does not fit on its page lies on others, each naming the next.
+
+        Raises:
+            IndexError, ValueError: it is not whole.
+        """
+        size, at = _varint(page, at)
+        number, at = _varint(page, at)
+        if size > (self._count + len(self._frames)) * PAGE_BYTES:
+            raise ValueError("longer than the file")
+        here = _size_on_page(size)
+        payload = bytearray(page[at : at + here])
+        overflow = int.from_bytes(page[at + here : at + here + 4], "big")
+        while len(payload) < size:
+            if not 0 < overflow <= MOST_PAGES:
+                raise ValueError("no such page")
+            more = self._of_wal(self._frames[overflow]) if overflow in self._frames else self._of_main(overflow)
+            if len(more) <= 4:
+                raise ValueError("the file ends within the row")
+            overflow = int.from_bytes(more[:4], "big")
+            payload += more[4:]
+        return number, _values(bytes(payload[:size]))
 
 
-def _cells(page: bytes, header: int) -> list[int]:
-    """Where the rows of a page begin; none if it is no leaf of a table."""
-    if page[header : header + 1] != bytes([TABLE_LEAF]):
+def _cells(page: bytes) -> list[int]:
+    """Where the rows of a page begin; none if it is no leaf of a table. (The first page holds none of our tables.)"""
+    if page[:1] != bytes([TABLE_LEAF]):
         return []
-    count = int.from_bytes(page[header + 3 : header + 5], "big")
-    pointers = page[header + 8 : header + 8 + 2 * count]
+    count = int.from_bytes(page[3:5], "big")
+    pointers = page[8 : 8 + 2 * count]
     return [int.from_bytes(pointers[at : at + 2], "big") for at in range(0, len(pointers) - 1, 2)]
 
 
-def _row(page: bytes, at: int, places: dict[int, tuple[Buffer, int]]) -> tuple[int, list[Value]]:
-    """A row's number and values; what does not fit on its page lies on others, each naming the next.
-
-    Raises:
-        IndexError, ValueError, KeyError: it is not whole.
-    """
-    size, at = _varint(page, at)
-    if size > len(places) * PAGE_BYTES:
-        raise ValueError("longer than the file")
-    number, at = _varint(page, at)
-    largest = PAGE_BYTES - 35
-    smallest = (PAGE_BYTES - 12) * 32 // 255 - 23
-    here = size
-    if size > largest:
-        here = smallest + (size - smallest) % (PAGE_BYTES - 4)
-        here = here if here <= largest else smallest
-    payload = bytearray(page[at : at + here])
-    overflow = int.from_bytes(page[at + here : at + here + 4], "big") if size > here else 0
-    while len(payload) < size:
-        buffer, start = places[overflow]
-        overflow = int.from_bytes(buffer[start : start + 4], "big")
-        more = buffer[start + 4 : start + PAGE_BYTES]
-        if not more:
-            raise ValueError("the file ends within the row")
-        payload += more
-    return number, _values(bytes(payload[:size]))
+def _size_on_page(size: int) -> int:
+    """Of a row's bytes those that lie on its own page."""
+    largest, smallest = PAGE_BYTES - 35, (PAGE_BYTES - 12) * 32 // 255 - 23
+    if size <= largest:
+        return size
+    here = smallest + (size - smallest) % (PAGE_BYTES - 4)
+    return here if here <= largest else smallest
 
 
 def _values(payload: bytes) -> list[Value]:

@@ -64,7 +64,7 @@ class Running:
             if self.process.poll() is not None:
                 return bool(condition())
             assert time.monotonic() < end, f"waited {PATIENCE_S:g} s for: {what}"
-            time.sleep(0.002)
+            time.sleep(0.001)
         return True
 
     @property

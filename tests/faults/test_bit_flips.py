@@ -18,8 +18,8 @@ from pipeline.core.lineage import Manifest
 from pipeline.core.stage import Result
 from pipeline.core.store import MANIFEST, Store
 from tests.faults.scripted_server import ScriptedServer, echo
+from tests.faults.shim.preload import Host, hosting
 from tests.faults.shim.project import RUN, Made, write_api_project
-from tests.support import run_cli
 
 SEED = int(os.environ.get("FLIP_SEED", "20260"))
 FLIPS = 300
@@ -27,8 +27,9 @@ FLIPS = 300
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A complete run in a folder, the server that answered it, and what it made."""
+    """A complete run in a folder, what runs commands on it, the server that answered it, and what it made."""
 
+    host: Host
     project: Path
     server: ScriptedServer
     made: Made
@@ -41,12 +42,12 @@ class Site:
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("complete")
-    with ScriptedServer(echo) as server:
+    with ScriptedServer(echo) as server, hosting(tmp_path_factory.mktemp("host")) as host:
         write_api_project(folder, server)
-        done = run_cli(*RUN, cwd=folder)
-        assert done.returncode == 0, done.stderr
+        done = host.run(folder, *RUN)
+        assert done.code == 0, done.stderr
         add_trained_model(Store(folder / "data" / "store"))
-        yield Site(folder, server, Made.by(folder))
+        yield Site(host, folder, server, Made.by(folder))
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def site(complete: Site, tmp_path: Path) -> Site:
     project = tmp_path / "project"
     shutil.copytree(complete.project, project, symlinks=True)
     complete.server.seen.clear()
-    return Site(project, complete.server, complete.made)
+    return Site(complete.host, project, complete.server, complete.made)
 
 
 def add_trained_model(store: Store) -> None:
@@ -136,8 +137,8 @@ def test_run_sets_a_damaged_artefact_aside_and_rebuilds_it_with_equal_content(
 ) -> None:
     (shard,) = (site.project / "data" / "runs" / "small" / stage / "rows").iterdir()
     DAMAGE[damage](shard)
-    done = run_cli(*RUN, "--json", cwd=site.project)
-    assert done.returncode == 0, done.stderr
+    done = site.host.run(site.project, *RUN, "--json")
+    assert done.code == 0, done.stderr
     assert "ERROR" in done.stderr and "it will be rebuilt" in done.stderr
     ran = {step["step"] for step in json.loads(done.stdout)["steps"] if step["ran"]}
     assert ran == {stage}, "what follows is cut off by equal content"
@@ -152,8 +153,8 @@ def test_a_stage_command_refuses_a_damaged_input_and_names_it(site: Site, damage
     (shard,) = (site.project / "data" / "runs" / "small" / "filter" / "rows").iterdir()
     DAMAGE[damage](shard)
     before = sorted((site.project / "data" / "store").rglob("*"))
-    done = run_cli("dedup", "run.yaml", cwd=site.project)
-    assert done.returncode == 5
+    done = site.host.run(site.project, "dedup", "run.yaml")
+    assert done.code == 5
     what, where, todo = done.stderr.splitlines()[-3:]
     assert what.startswith("error: ") and "data/store/filter/" in where and "it will be rebuilt" in todo
     assert sorted((site.project / "data" / "store").rglob("*")) == before, "nothing is moved"
@@ -162,8 +163,8 @@ def test_a_stage_command_refuses_a_damaged_input_and_names_it(site: Site, damage
 def test_a_damaged_manifest_is_named_too(site: Site) -> None:
     manifest = site.project / "data" / "runs" / "small" / "dedup" / MANIFEST
     flip(manifest, random.Random(SEED))
-    done = run_cli("dataset", "run.yaml", cwd=site.project)
-    assert done.returncode == 5
+    done = site.host.run(site.project, "dataset", "run.yaml")
+    assert done.code == 5
     assert MANIFEST in done.stderr
 
 
@@ -173,8 +174,8 @@ def test_a_damaged_manifest_is_named_too(site: Site) -> None:
 @pytest.mark.parametrize("garbage", [b"", b"{", b"\x00\xff" * 50, b'{"1:2:3:4": 5}', b"[]", b"[" * 100_000])
 def test_garbage_in_the_cache_of_digests_costs_nothing_but_time(site: Site, garbage: bytes) -> None:
     (site.project / "data" / "cache" / "digests.json").write_bytes(garbage)
-    done = run_cli(*RUN, cwd=site.project)
-    assert done.returncode == 0, done.stderr
+    done = site.host.run(site.project, *RUN)
+    assert done.code == 0, done.stderr
     assert Made.by(site.project) == site.made
 
 
@@ -182,7 +183,7 @@ def test_garbage_in_the_cache_of_digests_costs_nothing_but_time(site: Site, garb
 def test_garbage_in_the_lock_file_is_refused_before_anything_is_asked(site: Site, garbage: bytes) -> None:
     lock = site.project / "run.lock.json"
     lock.write_bytes(garbage)
-    done = run_cli(*RUN, cwd=site.project)
-    assert done.returncode == 2, done.stderr
+    done = site.host.run(site.project, *RUN)
+    assert done.code == 2, done.stderr
     assert str(lock.name) in done.stderr.splitlines()[-2]
     assert lock.read_bytes() == garbage

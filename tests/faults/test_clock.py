@@ -48,7 +48,7 @@ def test_a_run_makes_the_same_by_a_jumping_clock(host: Host, steady: Made, tmp_p
     with ScriptedServer(echo) as server:
         write_api_project(tmp_path, server)
         done = host.run(tmp_path, *RUN, seed=seed)
-    assert done.code == 0, done.output
+    assert done.code == 0, done.stderr
     assert done.jumps > 3
     assert Made.by(tmp_path) == steady
     assert len(server.seen) == ROWS
@@ -78,7 +78,7 @@ def test_errors_that_pass_are_waited_for_as_long_as_by_a_true_clock(host: Host, 
         with ScriptedServer(busy_at_first) as server:
             write_api_project(tmp_path / "project", server)
             done = host.run(tmp_path / "project", *RUN, seed=seed)
-        assert done.code == 0, done.output
+        assert done.code == 0, done.stderr
         assert Made.by(tmp_path / "project") == steady
         assert len(server.seen) == ROWS + 6
 
@@ -104,7 +104,7 @@ def test_after_a_kill_the_answers_of_either_process_are_used(
         assert killed.code == -9
         assert 0 < len(server.seen) < ROWS, "killed while it asked"
         done = host.run(tmp_path, *RUN, seed=seed + 100)
-        assert done.code == 0, done.output
+        assert done.code == 0, done.stderr
         assert Made.by(tmp_path) == steady
         assert overcharged(tmp_path, server.prompts) == []
 

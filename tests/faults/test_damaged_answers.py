@@ -4,7 +4,8 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,8 +16,8 @@ from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.segment import PAGE_BYTES, Attempt, Segment, Stored
 from pipeline.teacher.wire import WIRE
 from tests.faults.scripted_server import ScriptedServer, echo
+from tests.faults.shim.preload import Host, hosting
 from tests.faults.shim.project import ROWS, RUN, Made, attempts, write_api_project
-from tests.support import run_cli
 
 COUNT = 400
 SEED = 20260
@@ -218,55 +219,66 @@ class TestFoldedFiles:
                 store.get_many({key(1): 64})
 
 
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A run that lost its store but not its answers; the server has seen nothing since."""
+
+    host: Host
+    project: Path
+    server: ScriptedServer
+    made: Made
+
+
 class TestRuns:
     """The same through the command line."""
 
+    @pytest.fixture(scope="class")
+    def host(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+        with hosting(tmp_path_factory.mktemp("host")) as host:
+            yield host
+
     @pytest.fixture
-    def complete(self, tmp_path: Path) -> tuple[Path, ScriptedServer, Made]:
+    def complete(self, host: Host, tmp_path: Path) -> Iterator[Complete]:
         with ScriptedServer(echo) as server:
             write_api_project(tmp_path, server)
-            done = run_cli(*RUN, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
+            done = host.run(tmp_path, *RUN)
+            assert done.code == 0, done.stderr
             made = Made.by(tmp_path)
             shutil.rmtree(tmp_path / "data" / "store")
             server.seen.clear()
-            yield tmp_path, server, made
+            yield Complete(host, tmp_path, server, made)
 
-    def test_a_damaged_folded_file_ends_with_5_and_a_sound_copy_mends_it(
-        self, complete: tuple[Path, ScriptedServer, Made]
-    ) -> None:
-        project, server, made = complete
+    def test_a_damaged_folded_file_ends_with_5_and_a_sound_copy_mends_it(self, complete: Complete) -> None:
+        host, project, server, made = complete.host, complete.project, complete.server, complete.made
         (file,) = (project / "data" / "responses" / "answers").iterdir()
         whole = file.read_bytes()
         flip(file, random.Random(SEED))
-        done = run_cli(*RUN, cwd=project)
-        assert done.returncode == 5
+        done = host.run(project, *RUN)
+        assert done.code == 5
         assert done.stderr.splitlines()[-2:] == [
             f"   at: {file.relative_to(project)}",
             "   do: put a sound copy in its place, or move it away: what only it held is then asked for again",
         ]
         assert server.seen == [], "nothing is paid for before a person has decided"
         file.write_bytes(whole)
-        assert run_cli(*RUN, cwd=project).returncode == 0
+        assert host.run(project, *RUN).code == 0
         assert (server.seen, Made.by(project)) == ([], made)
 
-    def test_moved_away_only_its_answers_are_asked_for_again(self, complete: tuple[Path, ScriptedServer, Made]) -> None:
-        project, server, made = complete
+    def test_moved_away_only_its_answers_are_asked_for_again(self, complete: Complete) -> None:
+        host, project, server, made = complete.host, complete.project, complete.server, complete.made
         (file,) = (project / "data" / "responses" / "answers").iterdir()
         file.unlink()
-        assert run_cli(*RUN, cwd=project).returncode == 0
+        assert host.run(project, *RUN).code == 0
         assert len(server.seen) == ROWS
         assert Made.by(project) == made
         assert len(attempts(project)) == 2 * ROWS
 
-    def test_a_damaged_segment_is_told_of_and_the_run_goes_on(
-        self, complete: tuple[Path, ScriptedServer, Made]
-    ) -> None:
-        project, server, made = complete
+    def test_a_damaged_segment_is_told_of_and_the_run_goes_on(self, complete: Complete) -> None:
+        host, project, server, made = complete.host, complete.project, complete.server, complete.made
         segment = project / "data" / "responses" / "segments" / "1-dead.sqlite"
         segment.write_bytes(b"SQLite format 3\0" + b"\xff" * 10_000)
-        done = run_cli(*RUN, cwd=project)
-        assert done.returncode == 0, done.stderr
+        done = host.run(project, *RUN)
+        assert done.code == 0, done.stderr
         assert "was damaged: 0 answers in it are intact" in done.stderr
         assert "responses/damaged/1-dead.sqlite" in done.stderr
         assert (server.seen, Made.by(project)) == ([], made)

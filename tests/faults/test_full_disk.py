@@ -65,14 +65,14 @@ def test_a_full_disk_stops_a_run_and_room_lets_it_go_on(
                 assert host.run(project, "run", "run.yaml", "--until", before).code == 0
             fill(disk, free_kib)
             ended = host.run(project, *RUN)
-            told = f"with {free_kib} KiB free: {ended.output}"
+            told = f"with {free_kib} KiB free: {ended.stderr}"
             check_end(ended, told)
             assert unsound(project) == [], told
             done = len([*(project / "data" / "store").glob("[a-z]*/*")])
             stopped["complete" if ended.code == 0 else f"after {done} steps"] += 1
             (disk / "filler").unlink()
             again = host.run(project, *RUN)
-            assert again.code == 0, f"{told}\n{again.output}"
+            assert again.code == 0, f"{told}\n{again.stderr}"
             assert Made.by(project) == clean
             assert leftovers(project, could_clean=False) == [], told
             assert overcharged(project, server.prompts) == [], told
@@ -83,9 +83,9 @@ def test_a_full_disk_stops_a_run_and_room_lets_it_go_on(
 
 
 def check_end(ended: Ended, told: str) -> None:
-    assert "Traceback" not in ended.output, told
+    assert "Traceback" not in ended.stderr, told
     assert ended.code in (0, 3), told
     if ended.code == 3:
-        what, _, todo = ended.output.splitlines()[-3:]
+        what, _, todo = ended.stderr.splitlines()[-3:]
         assert any(word in what for word in ("space", "full", "disk")), told
         assert todo.startswith("   do: "), told

@@ -130,11 +130,9 @@ def moments(bench: Bench, project: Path, before: int, dice: random.Random) -> li
     """
     return [
         *_in_generate(bench.server, project, before, dice),
-        *(
-            Moment(step, "at some time", _begun(step), dice.uniform(0, 0.5) * bench.seconds[step])
-            for step, count in (("filter", 4), ("dedup", 4), ("dataset", 3))
-            for _ in range(count)
-        ),
+        *_among_rows("filter", "rows", 2, bench, project, dice),
+        *_among_rows("dedup", "rows", 2, bench, project, dice),
+        *_among_rows("dataset", "data", 1, bench, project, dice),
         *_in_train(project, dice),
     ]
 
@@ -143,16 +141,16 @@ def _begun(step: str) -> Callable[[Running], object]:
     return lambda run: run.has("step_started", step)
 
 
+def _exists(project: Path, pattern: str) -> Callable[[Running], object]:
+    return lambda _: next(project.glob(pattern), None)
+
+
 def _in_generate(server: ScriptedServer, project: Path, before: int, dice: random.Random) -> Iterator[Moment]:
     def answered(count: int) -> Callable[[Running], object]:
         return lambda _: len(server.seen) - before >= count
 
-    def folding(_: Running) -> object:
-        return [*project.glob("data/responses/answers/.*.tmp")]
-
-    def writing(_: Running) -> object:
-        return [*project.glob("data/store/.staging/generate-*/rows/*")]
-
+    folding = _exists(project, "data/responses/answers/.*.tmp")
+    writing = _exists(project, "data/store/.staging/generate-*/rows/*")
     yield Moment("generate", "before the first request", _begun("generate"))
     for count in sorted(dice.sample(range(1, REQUESTS * 9 // 10), 2)):
         yield Moment("generate", f"after {count} requests", answered(count))
@@ -160,13 +158,19 @@ def _in_generate(server: ScriptedServer, project: Path, before: int, dice: rando
     yield Moment("generate", "while rows are written", writing, dice.uniform(0, 0.05))
 
 
+def _among_rows(
+    step: str, rows: str, sometimes: int, bench: Bench, project: Path, dice: random.Random
+) -> Iterator[Moment]:
+    """In a step that reads and writes rows: some times at random, once while it writes, once while it commits."""
+    for _ in range(sometimes):
+        yield Moment(step, "at some time", _begun(step), dice.uniform(0, 0.7) * bench.seconds[step])
+    yield Moment(step, "while it writes", _exists(project, f"data/store/.staging/{step}-*/{rows}/*"))
+    yield Moment(step, "while it commits", _exists(project, f"data/store/.staging/{step}-*/manifest.json"))
+
+
 def _in_train(project: Path, dice: random.Random) -> Iterator[Moment]:
-    def checkpointing(_: Running) -> object:
-        return [*project.glob("data/work/train/*/checkpoints/.step-*/*")]
-
-    def saving(_: Running) -> object:
-        return [*project.glob("data/store/.staging/train-*/model*")]
-
+    checkpointing = _exists(project, "data/work/train/*/checkpoints/.step-*/*")
+    saving = _exists(project, "data/store/.staging/train-*/model*")
     worker = Moment("train", "before the first step", lambda run: run.has("worker_started"), dice.uniform(0, 4))
     points = dice.randrange(1, 5)
     yield worker
@@ -209,7 +213,7 @@ class Loop:
             for artefact in self.project.glob(f"data/store/{moment.step}/*"):
                 shutil.rmtree(artefact)
                 self.redone[moment.step] += 1
-            assert self.redone[moment.step] < 10, "the step is always over before it can be killed"
+            assert self.redone[moment.step] < 20, "the step is always over before it can be killed"
 
     def _kill(self, run: Running, moment: Moment) -> None:
         if moment.all_of_it:

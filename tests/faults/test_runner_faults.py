@@ -4,21 +4,26 @@ and runs it in a process of its own."""
 import json
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core.errors import LostRows, UsageError
+from pipeline.core.lineage import Manifest
 from pipeline.core.load import load_config
-from pipeline.core.store import MANIFEST
-from pipeline.runner.run import run_all
+from pipeline.core.runs import link_work
+from pipeline.core.store import MANIFEST, Artefact
+from pipeline.runner.gc import collect
+from pipeline.runner.run import _unchanged, run_all
 from pipeline.runner.session import open_session
-from tests.support import cli_env, probe_command, read_events, wait_for, write_project
+from tests.support import cli_env, make_context, probe_command, read_events, wait_for, write_project
 
 
 @pytest.fixture
@@ -279,3 +284,71 @@ class TestFailures:
         done = probe(project, body, "run", "run.yaml", *overrides)
         command = done.stderr.splitlines()[-1].removeprefix("   do: ")
         assert shlex.split(command)[2:] == ["pipeline", "run", "run.yaml", "--data", "data", *overrides]
+
+
+class TestLeftovers:
+    """What a process leaves that is killed between its commit and its clearing up."""
+
+    def test_finished_work_is_cleared_by_the_next_run(self, project: Path) -> None:
+        assert probe(project, "return result").returncode == 0
+        (key,) = (path.name for path in Path("data/store/probe").iterdir())
+        workdir = Path("data/work/probe") / key
+        workdir.mkdir(parents=True)
+        link_work(Path("data/runs/small"), "probe", workdir)
+        assert probe(project, "return result").returncode == 0
+        assert not workdir.exists()
+        assert not Path("data/runs/small/.work").exists()
+
+    def test_a_result_that_is_not_linked_yet_is_not_collected(self, project: Path) -> None:
+        assert probe(project, "return result").returncode == 0
+        (artefact,) = Path("data/store/probe").iterdir()
+        Path("data/runs/small/probe").unlink()
+        assert [item.path for item in collect(Path("data")).items if item.kind == "result"] == [artefact]
+        link_work(Path("data/runs/small"), "probe", Path("data/work/probe") / artefact.name)
+        assert [item.path for item in collect(Path("data")).items if item.kind == "result"] == []
+
+
+class TestLinks:
+    def test_a_folder_in_the_place_of_a_link_is_named(self, project: Path) -> None:
+        assert probe(project, "return result").returncode == 0
+        shutil.copytree("data", "copy", symlinks=False)
+        done = probe(project, "return result", "run", "run.yaml", "--data", "copy")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-3:-1] == [
+            "error: something lies where the link to a result belongs",
+            "   at: copy/runs/small/probe",
+        ]
+
+    def test_the_folder_of_runs_may_be_a_link_to_another_disk(self, project: Path) -> None:
+        Path("elsewhere/deep/down").mkdir(parents=True)
+        Path("data").mkdir()
+        Path("data/runs").symlink_to(Path("elsewhere/deep/down").resolve())
+        assert probe(project, "return result").returncode == 0
+        assert Path("data/runs/small/probe/manifest.json").is_file()
+
+
+class TestForce:
+    def test_a_dry_run_says_what_would_run_anew(self, project: Path) -> None:
+        assert probe(project, "return result").returncode == 0
+        done = probe(project, "return result", "run", "run.yaml", "--force", "--dry-run")
+        assert done.stdout.split() == ["probe", "run", "--force"]
+
+    def test_who_reads_what_is_replaced_meanwhile_commits_nothing(self, project: Path) -> None:
+        """A second step reads the first one's rows while a forced run of another name puts other rows there."""
+        load = load_config(Path("run.yaml"), ("dataset.seed=1",))
+        reader = open_session(load, Path("data"), quiet=True)
+        run_all(reader, "prompts")
+        manifest = next(Path("data/store/prompts").iterdir()) / MANIFEST
+        sealed = json.loads(manifest.read_text("utf-8"))
+        ctx = make_context(Path("context"), "generate")
+        artefact = Artefact(manifest.parent, Manifest.read(manifest))
+        with (
+            pytest.raises(Incomplete, match="another run replaced the rows of prompts"),
+            _unchanged({"prompts": replace(artefact, manifest=replace(artefact.manifest, content="0" * 64))}, ctx),
+        ):
+            assert sealed["content"] != "0" * 64
+
+    def test_the_command_that_resumes_keeps_it(self, project: Path) -> None:
+        body = 'raise Incomplete("x", where="y", todo=ctx.resume_command)'
+        done = probe(project, body, "run", "run.yaml", "--force")
+        assert done.stderr.splitlines()[-1] == "   do: python -m pipeline run run.yaml --data data --force"

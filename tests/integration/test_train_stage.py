@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ from pipeline.core.record import Message
 from pipeline.core.stage import Result
 from pipeline.stages import train
 from pipeline.student.jobs import AnswerJob, Exam, Question
-from pipeline.student.worker import follow
 from tests.support import (
     RecordedEvents,
     RecordedProgress,
@@ -202,10 +202,26 @@ def test_two_processes_are_one_training_however_they_are_launched(project: Proje
     assert project.written("resumed") == project.written("straight")
 
 
-def test_a_file_of_another_launch_is_not_taken_for_ours(tmp_path: Path) -> None:
-    (tmp_path / "key").mkdir()
-    path = tmp_path / "key" / "worker.json"
-    path.write_text(json.dumps({"launch": "another"}))
-    asked = iter([False, False, True])
-    follow(tmp_path / "key", lambda: next(asked))  # it waits until there is nothing to train
-    assert list(asked) == []
+def test_all_processes_of_a_launch_agree_on_whether_to_train(project: Project) -> None:
+    """A follower that waits for a training which does not come, or misses one that does, would hang the launch."""
+
+    def launch(*words: str) -> tuple[int, int]:
+        """Exit code, and how often this was trained so far."""
+        process = project.start(*project.command("accelerate", "again", "train.max_steps=2"), *words)
+        return process.wait(timeout=300), len(project.events("again", "train_started"))
+
+    shutil.copytree(project.folder / "straight", project.folder / "again", symlinks=True)
+    shutil.rmtree(project.folder / "again" / "runs")
+    before = {*(project.folder / "again/store/train").glob("*")}
+    assert launch() == (0, 1), project.log()
+    assert launch() == (0, 1), project.log()  # cached
+    assert launch("--force") == (0, 2), project.log()
+    (artefact,) = {*(project.folder / "again/store/train").iterdir()} - before
+    (artefact / "loss.json").write_text("[]")  # damage
+    assert launch() == (0, 3), project.log()
+    (run,) = (project.folder / "again/runs").iterdir()
+    (run / "run.lock").unlink()
+    (run / "run.lock").mkdir()  # the first process fails before it tells the other one anything
+    code, trained = launch("--force")
+    assert (code != 0, trained) == (True, 3)
+    assert not list((project.folder / "again/work").rglob("*.rank-*"))

@@ -245,6 +245,22 @@ class TestADiskThatIsFull:
         assert checkpoints(attempt.job.workdir) == ["step-4"]
         equals_straight(trainings, "full", trainings.attempt(key, **SETTINGS["full"]))
 
+    def test_a_model_that_cannot_be_written_is_a_matter_of_the_disk_and_leaves_it_room(
+        self, trainings: Trainings
+    ) -> None:
+        attempt = trainings.attempt("full-disk-model", max_steps=1)
+        with files_of_at_most(50_000), pytest.raises(Incomplete, match="the model cannot be written") as caught:
+            attempt.run()
+        assert "make room" in caught.value.todo
+        assert not (attempt.job.out / "model").exists()
+
+    def test_so_is_a_loss_curve(self, trainings: Trainings) -> None:
+        attempt = trainings.attempt("full-disk-curve", max_steps=1)
+        (attempt.job.out / "loss.json").mkdir()
+        with pytest.raises(Incomplete, match="the loss curve cannot be written"):
+            attempt.run()
+        assert not (attempt.job.out / "model").exists()
+
 
 # -------------------------------------------------------------------------------------------------- killed processes
 

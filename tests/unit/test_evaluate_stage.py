@@ -331,6 +331,23 @@ def test_a_workers_error_is_the_stages_error(tmp_path: Path) -> None:
     assert (caught.value.what, caught.value.where, caught.value.todo) == ("no such model", "here", "do this")
 
 
+def test_a_worker_on_a_full_disk_asks_for_room_and_for_nothing_else(tmp_path: Path) -> None:
+    script = (
+        "import errno, sys; from pipeline.student.process import run_as_worker\n"
+        "def main(path): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "run_as_worker(main, sys.argv)"
+    )
+    with pytest.raises(Incomplete, match="No space left on device") as caught:
+        Worker(tmp_path).run(script)
+    assert caught.value.todo.startswith("make room")
+
+
+def test_numbers_that_json_does_not_know_are_reported_as_null(tmp_path: Path) -> None:
+    path = tmp_path / "job.reports.jsonl"
+    Reporter(path)({"point": {"loss": float("nan"), "grad_norm": float("inf"), "step": 3}})
+    assert path.read_text() == '{"point": {"loss": null, "grad_norm": null, "step": 3}}\n'
+
+
 def test_a_worker_that_breaks_names_its_log(tmp_path: Path) -> None:
     with pytest.raises(Incomplete, match="exit code 1: RuntimeError: out of something") as caught:
         Worker(tmp_path).run("raise RuntimeError('out of something')")

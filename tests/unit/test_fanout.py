@@ -3,6 +3,7 @@
 import ast
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from tests.shard_functions import (
     stuck,
     untransportable,
 )
-from tests.support import cli_env, wait_for
+from tests.support import cli_env, probe_command, read_events, wait_for, write_project
 
 pytestmark = pytest.mark.timeout(60)  # what hangs here hung for a reason
 
@@ -265,6 +266,42 @@ def start_parent(folder: Path) -> subprocess.Popen[str]:
     wait_for(lambda: len(pids(folder)) == 2 or parent.poll() is not None, "both workers at work")
     assert parent.poll() is None, parent.communicate()[1]
     return parent
+
+
+class TestARun:
+    """The whole program on a stage that fans out."""
+
+    def start(self, folder: Path, function: str) -> subprocess.Popen[str]:
+        write_project(folder)
+        body = f"""
+            import functools
+            from tests.shard_functions import process_id, stuck
+            found = list(ctx.fanout({function}, range(9)))
+            ctx.events.emit("found", found=found, own=os.getpid())
+            return result
+        """
+        fanout = ("--set", "fanout.kind=processes", "--set", "fanout.workers=2")
+        command = probe_command(folder, body, "run", "run.yaml", *fanout)
+        return subprocess.Popen(command, cwd=folder, env=cli_env(), stderr=subprocess.PIPE, text=True)
+
+    def test_its_stages_are_given_what_the_config_says(self, tmp_path: Path) -> None:
+        with self.start(tmp_path, "process_id") as run:
+            _, stderr = run.communicate()
+        assert run.returncode == 0, stderr
+        events = [event for path in (tmp_path / "data" / "runs").iterdir() for event in read_events(path)]
+        [found] = [event for event in events if event["event"] == "found"]
+        assert 1 <= len(set(found["found"])) <= 2 and found["own"] not in found["found"]
+
+    def test_a_killed_worker_ends_it_resumable_in_three_lines(self, tmp_path: Path) -> None:
+        with self.start(tmp_path, "functools.partial(stuck, Path('.'))") as run:
+            wait_for(lambda: len(pids(tmp_path)) == 2 or run.poll() is not None, "both workers at work")
+            os.kill(pids(tmp_path)[0], signal.SIGKILL)
+            _, stderr = run.communicate()
+        assert run.returncode == ExitCode.INCOMPLETE
+        assert re.search(
+            r"\nerror: a worker .*\n   at: step probe, process \d+\n   do: .*--set fanout.workers=2\n$", stderr
+        )
+        assert all(map(is_gone, pids(tmp_path)))
 
 
 def loaded_by(module: str, *asked: str) -> list[str]:

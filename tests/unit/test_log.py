@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -151,6 +152,15 @@ class TestEventLog:
         assert json.loads(whole)["event"] == "whole"
         assert torn == '{"event": "to'
         assert json.loads(after)["event"] == "after"
+
+    def test_numbers_that_are_not_finite_become_null(self, tmp_path: Path) -> None:
+        log = EventLog(tmp_path / "events.jsonl")
+        log.emit("point", loss=math.nan, nested={"norms": [1.5, math.inf, -math.inf, True]})
+        log.close()
+        (line,) = lines(tmp_path / "events.jsonl")
+        assert "NaN" not in line and "Infinity" not in line
+        event = json.loads(line)
+        assert (event["loss"], event["nested"]) == (None, {"norms": [1.5, None, None, True]})
 
     def test_what_json_does_not_know_is_refused(self, tmp_path: Path) -> None:
         log = EventLog(tmp_path / "events.jsonl")

@@ -130,6 +130,24 @@ def test_a_look_up_of_many_keys_reads_each_file_once(store, tmp_path, monkeypatc
     assert len(looked) == 2
 
 
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_look_up_can_be_stopped_between_answers(tmp_path, folded):
+    looks = []
+
+    def check():
+        looks.append(None)
+        if len(looks) == 5:
+            raise KeyboardInterrupt
+
+    with ResponseStore(tmp_path / "responses", check=check) as store:
+        store.put([answer(str(number)) for number in range(10)])
+        if folded:
+            store.fold()
+        with pytest.raises(KeyboardInterrupt):
+            store.get_many({key(str(number)): 64 for number in range(10)})
+    assert len(looks) == 5
+
+
 def test_of_several_answers_the_one_with_this_cap_wins_then_the_oldest(store):
     store.put([answer("a", "late", stored_ms=9), answer("a", "early", stored_ms=5), answer("a", "big", cap=99)])
     assert text_of(store, "a", 64) == "early"

@@ -23,6 +23,7 @@ WARM = (
     "uvloop",
     "pipeline.cli",
     "pipeline.teacher.fetch",
+    "tests.faults.shim.acts",
     *(f"pipeline.stages.{stage}" for stage in ("prompts", "generate", "filter", "dedup", "dataset")),
 )
 HUNG_S = 120
@@ -71,8 +72,8 @@ def obey(shim: ctypes.CDLL, order: dict[str, Any]) -> None:
     code = 1
     try:
         signal.alarm(HUNG_S)
-        for number in (1, 2):
-            os.dup2(os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.chdir(order["cwd"])
         trace = -1 if order["trace"] is None else os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         if order["seed"] is not None:
@@ -80,7 +81,10 @@ def obey(shim: ctypes.CDLL, order: dict[str, Any]) -> None:
         if order["root"] is not None:
             root, at = os.fsencode(Path(order["root"]).resolve()), ctypes.c_long(order["at"])
             shim.shim_arm(root, order["kind"], at, order["reads"], order["coarse"], trace)
-        code = sys.modules["pipeline.cli"].main(order["arguments"])
+        if order["act"] is None:
+            code = sys.modules["pipeline.cli"].main(order["arguments"])
+        else:
+            code = getattr(sys.modules["tests.faults.shim.acts"], order["act"])(*order["arguments"])
         sys.stdout.flush()
         sys.stderr.flush()
         gc.collect()  # what would be said of files and connections that nobody closed

@@ -57,7 +57,7 @@ class Ended:
         fired: operations that failed.
         jumps: how often the clock jumped.
         what: the first of them, "write data/…"; empty if none did.
-        output: stdout and stderr.
+        stdout, stderr: what it said.
     """
 
     code: int
@@ -65,7 +65,8 @@ class Ended:
     fired: int
     jumps: int
     what: str
-    output: str
+    stdout: str
+    stderr: str
 
 
 class Host:
@@ -82,20 +83,22 @@ class Host:
         fault: Fault | None = None,
         trace: Path | None = None,
         seed: int | None = None,
+        act: str | None = None,
     ) -> Ended:
         """Run `python -m pipeline <arguments>` with `project` as current folder.
 
         Args:
+            act: a function of acts.py that is called with the arguments instead.
             fault: what fails; None: nothing.
             trace: gets a line "operation, path, other path" (tabs between) for each changing operation.
             seed: the time of day jumps; None: it does not.
         """
-        output = self._scratch / "output"
-        output.unlink(missing_ok=True)
+        said = {name: self._scratch / name for name in ("stdout", "stderr")}
         order = {
             "cwd": str(project),
+            "act": act,
             "arguments": arguments,
-            "output": str(output),
+            **{name: str(path) for name, path in said.items()},
             "root": str(project) if fault is not None or trace is not None else None,
             **asdict(fault or Fault(Kind.NONE, 0)),
             "trace": None if trace is None else str(trace),
@@ -105,7 +108,7 @@ class Host:
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return Ended(**answer, output=output.read_text("utf-8", "replace"))
+        return Ended(**answer, **{name: path.read_text("utf-8", "replace") for name, path in said.items()})
 
 
 @contextmanager
