@@ -74,6 +74,7 @@ class Server:
                 start_new_session=True,  # a ctrl-C in the terminal is ours to handle
                 env=self.environment,
             )
+        log.info("starting vLLM for %s, which takes a minute or so; its log: %s", self.teacher.model, self.log)
 
     async def wait_until_healthy(self, session: aiohttp.ClientSession, ctx: Context) -> None:
         """Poll the server's health.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.errors import LostRows, UsageError
+from pipeline.core.errors import Incomplete, LostRows, UsageError
 from pipeline.core.lineage import Manifest
 from pipeline.core.load import load_config
 from pipeline.core.runs import link_work
