@@ -103,8 +103,6 @@ class Target:
         return session
 
 
-
-
 def _data_folder(context: click.Context, option: click.Parameter, text: str) -> Path:
     """The folder of `--data`; an empty text, as of an unset variable, would be the current folder."""
     if not text:

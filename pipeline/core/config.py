@@ -204,7 +204,8 @@ class TrainConfig(ConfigModel):
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows per optimizer step over all processes; gradient accumulation fills it up."""
     micro_batch_size: Annotated[int, Field(ge=1), OPERATIONAL] = 8
-    """Rows per process and forward pass. `batch_size` must be a multiple of this times the number of processes."""
+    """Rows per process and forward pass, at most: a process takes its share of `batch_size` in equal parts of no more
+    than this."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -226,7 +227,7 @@ class TrainConfig(ConfigModel):
     seed: int = 0
     """Order of the rows and initial values of new weights."""
     processes: Annotated[int, Field(ge=1), OPERATIONAL] = 1
-    """Processes that `python -m pipeline train` launches, one per GPU."""
+    """Processes that `python -m pipeline train` launches, one per GPU; `batch_size` must be a multiple of them."""
     accelerate: FilePath = Path("configs/accelerate/cpu.yaml")
     """Accelerate's config file for the launch."""
     threads: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
@@ -240,9 +241,8 @@ class TrainConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _batch_can_be_divided(self) -> "TrainConfig":
-        if self.batch_size % (self.micro_batch_size * self.processes) != 0:
-            divisor = f"micro_batch_size {self.micro_batch_size} × processes {self.processes}"
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of {divisor}")
+        if self.batch_size % self.processes != 0:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.processes} processes")
         return self
 
 

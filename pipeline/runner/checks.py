@@ -128,6 +128,10 @@ def _check_folders(session: Session) -> None:
     todo = "give write access, or choose another folder with --data"
     for folder in (data, *(data / name for name in ("runs", "store", "work", "responses"))):
         _check_writable(folder, f"--data {data}: {folder}" if folder != data else f"--data {data}", todo)
+    for path in (data / "store" / kind for kind in sorted({step.kind for step in plan_steps()})):
+        if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112 (as in _check_writable)
+            todo = "move it away, then run the same command again"
+            raise UsageError("a file where the results of a stage belong", where=str(path), todo=todo)
     if lock is not None:
         todo = "give write access, or copy the config to a folder of your own: the lock file is written beside it"
         _check_writable(lock.parent, str(lock), todo)

@@ -18,7 +18,7 @@ from pipeline.core.stage import Progress
 from pipeline.core.store import MANIFEST, REBUILD, Artefact, Store
 from pipeline.runner.contents import recompute
 from pipeline.runner.links import Link, copied_results, result_links, run_folders
-from pipeline.runner.locked import RELOCK, foreign_inputs
+from pipeline.runner.locked import RELOCK
 from pipeline.runner.session import Session
 from pipeline.runner.steps import STAGES, stage_module
 
@@ -299,9 +299,6 @@ def _lock_damage(session: Session) -> Iterator[Damage]:
         if step_key(entry["parts"]) != entry["key"]:
             yield Damage("lock", path, f"{step}: the key is not the sha256 of its parts", RELOCK)
             continue
-        for name in foreign_inputs(step, entries):
-            what = f"{step}: made of another {name} than the lock file names: its entries are of two runs"
-            yield Damage("lock", path, what, RELOCK)
         manifest = session.store.path_of(str(entry["parts"].get("stage")), entry["key"]) / MANIFEST
         try:
             content = Manifest.read(manifest).content if manifest.is_file() else entry["content"]

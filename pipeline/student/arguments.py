@@ -32,17 +32,15 @@ def schedule(cfg: TrainConfig, *, steps: int, world_size: int) -> Schedule:
     """Divide a batch among processes and forward passes.
 
     Raises:
-        UsageError: `batch_size` is not a multiple of `micro_batch_size` × processes.
+        UsageError: `batch_size` is not a multiple of the number of processes.
     """
-    rows = cfg.micro_batch_size * world_size
-    if cfg.batch_size % rows != 0:
-        divisor = f"micro_batch_size {cfg.micro_batch_size} × {world_size} processes"
-        todo = "choose a micro_batch_size (rows per process and forward pass) that divides it"
-        raise UsageError(
-            f"batch_size {cfg.batch_size} is no multiple of {divisor}", where="train.batch_size", todo=todo
-        )
-    warmup_steps = round(cfg.warmup_share * steps)
-    return Schedule(steps, warmup_steps, cfg.micro_batch_size, cfg.batch_size // rows)
+    if cfg.batch_size % world_size != 0:
+        what = f"batch_size {cfg.batch_size} cannot be shared by {world_size} processes"
+        todo = "choose a multiple of their number, or another number of them"
+        raise UsageError(what, where="train.batch_size", todo=todo)
+    share = cfg.batch_size // world_size
+    rows = max(part for part in range(1, min(share, cfg.micro_batch_size) + 1) if share % part == 0)
+    return Schedule(steps, round(cfg.warmup_share * steps), rows, share // rows)
 
 
 def sft_arguments(cfg: TrainConfig, plan: Schedule, *, scratch: Path, use_cpu: bool) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def _segment_damage(path: Path) -> str | None:
 
 
 def _problems(path: Path) -> Iterator[str]:
-    """What SQLite would not say of its write-ahead log, what it says of its own structure; then every answer is compared
-    with its check sum."""
+    """Damage in the write-ahead log, of which SQLite says nothing; what it says of its own structure; then every answer
+    is compared with its check sum."""
     log = _log(path)
     wal = log.read_bytes() if log.exists() else b""
     if path.stat().st_size == 0 and wal:

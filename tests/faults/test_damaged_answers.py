@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.core.errors import CorruptArtefact
+from pipeline.teacher import audit
 from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.segment import PAGE_BYTES, Attempt, Segment, Stored
 from pipeline.teacher.wire import WIRE
@@ -190,6 +191,43 @@ class TestSegments:
         table = pq.read_table(file)
         assert sorted(table["id"].to_pylist()) == list(range(1, COUNT + 1))
         assert set(table["outcome"].to_pylist()) == {"answer"}
+
+
+class TestAudit:
+    """`verify` tells of damage in a segment before a run meets it, and changes nothing."""
+
+    def copied(self, segment: Path, folder: Path) -> Path:
+        shutil.rmtree(folder, ignore_errors=True)
+        return Path(shutil.copytree(segment.parent, folder)) / segment.name
+
+    def test_what_is_whole_or_torn_off_at_its_end_is_no_damage(self, killed: Path, ended: Path, tmp_path: Path) -> None:
+        assert audit.check(self.copied(ended, tmp_path / "a")).damage is None
+        for share in (1.0, 0.999, 0.5, 0.001):
+            path = self.copied(killed, tmp_path / "a")
+            with wal_of(path).open("r+b") as file:
+                file.truncate(int(wal_of(killed).stat().st_size * share))
+            assert audit.check(path).damage is None
+
+    def test_no_bit_flip_in_a_wal_hides_answers(self, killed: Path, tmp_path: Path) -> None:
+        """SQLite shows the answers before the damaged frame and says nothing of the others."""
+        chance = random.Random(SEED)
+        for _ in range(25):
+            path = self.copied(killed, tmp_path / "a")
+            flip(wal_of(path), chance)
+            changed = wal_of(path).read_bytes()
+            assert audit.check(path).damage is not None
+            assert wal_of(path).read_bytes() == changed
+
+    @pytest.mark.parametrize("at", [0, 4, 8, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52])
+    def test_nor_one_in_its_header_or_in_that_of_a_frame(self, killed: Path, tmp_path: Path, at: int) -> None:
+        path = self.copied(killed, tmp_path / "a")
+        content = wal_of(path).read_bytes()
+        overwrite(wal_of(path), at, bytes([content[at] ^ 1]))
+        told = audit.check(path).damage
+        assert told is not None and told.endswith("in its write-ahead log only the first 0 can be read")
+        assert audit.check(path).todo == audit.SALVAGE
+        numbers = recovered(killed, tmp_path / "r", lambda path: overwrite(wal_of(path), at, bytes([content[at] ^ 1])))
+        assert len(numbers) >= COUNT - PAGE_BYTES // 150
 
 
 class TestFoldedFiles:

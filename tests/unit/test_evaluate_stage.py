@@ -26,7 +26,7 @@ from pipeline.stages.evaluate.base import WAYS, choose_way, read_shown
 from pipeline.stages.evaluate.questions import Questions, read_questions
 from pipeline.student.engines import GPU_SHARE, batches, fit_together, gpu_need, gpu_shares
 from pipeline.student.jobs import Answer, AnswerJob, Examined
-from pipeline.student.process import Files, run_process
+from pipeline.student.process import Files, Reporter, run_process
 from pipeline.student.weights import Weights, stored_weights
 from pipeline.text.verifiers import exact, numeric
 from tests.support import RecordedProgress, a_prompt, make_context

@@ -87,6 +87,9 @@ class TestAFollower:
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     """A run that has a result of `train`."""
     write_project(tmp_path / "project")
+    for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja"):  # looked for and never loaded
+        (tmp_path / "project" / "student" / name).write_text("{}")
+    (tmp_path / "project" / "accelerate.yaml").write_text("distributed_type: 'NO'\n")
     monkeypatch.chdir(tmp_path / "project")
     session = open_session(load_config(Path("run.yaml"), ()), Path("data"), quiet=True)
     run_all(session, "dataset")

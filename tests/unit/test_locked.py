@@ -43,11 +43,15 @@ def edit_config(text: str) -> None:
 
 
 def edit_lock(step: str, *, content: str | None = None, **parts: Any) -> None:
-    """Change an entry of the lock file as another machine, or an older version of us, would have written it."""
+    """Change an entry of the lock file, and those that follow it, as another machine, or an older version of us, would
+    have written them."""
     lock = json.loads(LOCK.read_text("utf-8"))
     lock[step]["parts"] |= parts
-    lock[step]["key"] = step_key(lock[step]["parts"])
     lock[step]["content"] = content or lock[step]["content"]
+    for entry in lock.values():
+        inputs = entry["parts"]["inputs"]
+        inputs.update({name: lock[name]["content"] for name in inputs})
+        entry["key"] = step_key(entry["parts"])
     LOCK.write_text(json.dumps(lock), "utf-8")
 
 
@@ -130,6 +134,38 @@ class TestAnotherRecipe:
         assert run() == 5
         assert "filter: its key in the lock file is not made of its parts" in capsys.readouterr().err
 
+    def test_entries_of_two_runs_are_one(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The recipes are those of the config, but what `dedup` and `dataset` say of their rows is of the old one."""
+        edit_config("filter: {min_chars: 16}\n")
+        assert cli.main(["run", "run.yaml", "--until", "filter"]) == 0
+        shutil.rmtree("data")
+        capsys.readouterr()
+        assert run() == 5
+        assert "dedup: made of another filter than the lock file names: its entries are of two runs" in (
+            capsys.readouterr().err
+        )
+        assert not Path("data/store").exists()
+        assert cli.main(["run", "run.yaml", *DATASET]) == 0
+        assert run() == 0
+
+    def test_up_to_the_seam_they_are_none(self) -> None:
+        edit_config("filter: {min_chars: 16}\n")
+        assert cli.main(["run", "run.yaml", "--until", "filter"]) == 0
+        assert run("--until", "filter") == 0
+
+    def test_an_input_that_no_entry_explains_is_found_when_the_step_runs(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lock = json.loads(LOCK.read_text("utf-8"))
+        lock["dedup"]["parts"]["inputs"] = {}
+        lock["dedup"]["key"] = step_key(lock["dedup"]["parts"])
+        LOCK.write_text(json.dumps(lock), "utf-8")
+        assert run() == 5
+        assert "dedup has other inputs than the lock file says, and no step before it drifted" in (
+            capsys.readouterr().err
+        )
+        assert [*Path("data/store").glob("dedup/*")] == []
+
     def test_without_a_lock_file_there_is_nothing_to_keep_to(self, capsys: pytest.CaptureFixture[str]) -> None:
         LOCK.unlink()
         assert run(*DATASET, "--set", "train.processes=2") == 2
@@ -163,12 +199,12 @@ class TestAnotherContent:
         lock = json.loads(LOCK.read_text("utf-8"))
         content = lock["generate"]["content"]
         edit_lock("generate", content="0" * 64)
-        edit_lock("filter", inputs={"generate": "0" * 64}, content="1" * 64)
+        edit_lock("filter", content="1" * 64)
         assert run(*DATASET, "--json") == 0
         shown = capsys.readouterr()
         assert json.loads(shown.out)["locked"] == {
             "drift": [{"step": "generate", "locked": "0" * 64, "content": content}],
-            "by_recipe": ["filter"],
+            "by_recipe": ["filter", "dedup"],
         }
         assert f"generate: drift: the content is {content[:12]}, the lock file says 000000000000" in shown.err
         (event,) = [event for event in read_events(Path("data/runs/small")) if event["event"] == "lock_drift"]

@@ -328,7 +328,20 @@ class TestDamage:
         assert cli.main(["status", "run.yaml"]) == 2
         assert "Traceback" not in capsys.readouterr().err
 
-    @pytest.mark.parametrize("path", ["data", "data/runs", "data/runs/small", "data/store", "data/work"])
+    @pytest.mark.parametrize("data", ["run.yaml", "run.yaml/data"])
+    def test_a_data_folder_that_is_a_file_is_refused_as_by_run(
+        self, project: Path, capsys: pytest.CaptureFixture[str], data: str
+    ) -> None:
+        said = []
+        for command in ("status", "run"):
+            assert cli.main([command, "run.yaml", "--data", data]) == 2
+            shown = capsys.readouterr()
+            assert shown.out == ""
+            said.append(shown.err.splitlines()[-3:])
+        assert said[0] == said[1]
+        assert said[0][0] == "error: not a folder"
+
+    @pytest.mark.parametrize("path", ["data/runs", "data/runs/small", "data/store", "data/work"])
     def test_a_file_where_a_folder_belongs(self, done: Path, status: Status, path: str) -> None:
         shutil.rmtree(path)
         Path(path).write_text("a file", "utf-8")

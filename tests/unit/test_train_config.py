@@ -75,14 +75,22 @@ def test_trl_takes_the_arguments_as_they_are(tmp_path: Path) -> None:
 def test_a_batch_is_divided_among_processes_and_passes() -> None:
     cfg = small_config(batch_size=64, micro_batch_size=4, warmup_share=0.1)
     assert schedule(cfg, steps=100, world_size=2) == Schedule(100, 10, 4, 8)
-    with pytest.raises(UsageError, match=r"batch_size 64 is no multiple of micro_batch_size 4 × 3 processes"):
+    with pytest.raises(UsageError, match=r"batch_size 64 cannot be shared by 3 processes"):
         schedule(cfg, steps=100, world_size=3)
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 7}, {"micro_batch_size": 3}, {"processes": 2}])
-def test_a_batch_that_cannot_be_divided_is_refused_with_the_config(changes: dict[str, int]) -> None:
-    with pytest.raises(ValidationError, match=r"batch_size \d is no multiple of micro_batch_size \d × processes \d"):
-        TrainConfig.model_validate({"batch_size": 8, "micro_batch_size": 8, **changes})
+@pytest.mark.parametrize(
+    ("most", "world_size", "rows", "passes"),
+    [(64, 1, 64, 1), (64, 2, 32, 1), (7, 1, 4, 16), (48, 2, 32, 1), (1, 4, 1, 16)],
+)
+def test_a_pass_takes_as_many_rows_as_it_may_in_equal_parts(most: int, world_size: int, rows: int, passes: int) -> None:
+    plan = schedule(small_config(batch_size=64, micro_batch_size=most), steps=1, world_size=world_size)
+    assert (plan.micro_batch_size, plan.accumulation) == (rows, passes)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_config() -> None:
+    with pytest.raises(ValidationError, match=r"batch_size 8 cannot be shared by 3 processes"):
+        TrainConfig.model_validate({"batch_size": 8, "processes": 3})
 
 
 def test_what_training_reads_is_known_before_anything_runs(tmp_path: Path) -> None:

@@ -177,6 +177,73 @@ class TestDamagedResults:
         assert len(verify.damage("run.yaml", "--set", "filter.min_chars=16")) == 1
 
 
+class TestStrays:
+    """Files that no run made: they are named for what they are, and no rebuilding is promised."""
+
+    def test_what_lies_where_stages_and_results_belong(self, done: Path, verify: Verify) -> None:
+        for path in ("data/store/notes.txt", "data/store/filter/.DS_Store"):
+            Path(path).write_text("", "utf-8")
+        Path("data/store/dedup/mine").mkdir()
+        found = verify(code=5)
+        assert {(each["kind"], each["where"], each["what"]) for each in found["damage"]} == {
+            ("stray", "data/store/notes.txt", "a file where the folders of stages belong"),
+            ("stray", "data/store/filter/.DS_Store", "a file where results belong"),
+            ("stray", "data/store/dedup/mine", "a folder that is no result: its name is no key"),
+        }
+        assert {each["todo"].partition(",")[0] for each in found["damage"]} == {"remove it"}
+        assert found["artefacts"] == 5
+        assert cli.main(["run", "run.yaml", "--until", "dataset"]) == 0
+
+    def test_an_extra_file_in_a_result_is_to_be_removed_before_a_run_rebuilds_the_result(
+        self, done: Path, verify: Verify
+    ) -> None:
+        (path_of("filter") / "notes.txt").write_text("", "utf-8")
+        (found,) = verify(code=5)["damage"]
+        assert found["todo"].startswith("remove this file: ")
+
+    def test_a_file_in_the_place_of_a_stage_is_refused_by_a_run(
+        self, done: Path, verify: Verify, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.rmtree("data/store/prompts")
+        Path("data/store/prompts").write_text("", "utf-8")
+        assert ("stray", "data/store/prompts", "a file where the folders of stages belong") in verify.damage()
+        assert cli.main(["run", "run.yaml", "--until", "dataset"]) == 2
+        assert "data/store/prompts\n   do: move it away" in capsys.readouterr().err
+        Path("data/store/prompts").unlink()
+        assert cli.main(["run", "run.yaml", "--until", "dataset"]) == 0
+
+
+class TestCopies:
+    """A copy of a data folder that followed the links holds results in the folders of its runs."""
+
+    @pytest.fixture
+    def copied(self, done: Path) -> Path:
+        shutil.copytree("data", "copy")  # follows links
+        return Path("copy")
+
+    @pytest.mark.parametrize("arguments", [(), ("run.yaml",)])
+    def test_they_are_hashed_too(self, copied: Path, verify: Verify, arguments: tuple[str, ...]) -> None:
+        found = verify(*arguments, "--data", "copy", code=0)
+        assert (found["artefacts"], found["links"]) == (10, 0)
+        shard = copied / "runs/small/filter/rows/part-00000.parquet"
+        flip(shard, 100)
+        (damage,) = verify(*arguments, "--data", "copy", code=5)["damage"]
+        assert (damage["where"], damage["what"]) == (str(shard), "the file's sha256 differs from the manifest")
+        assert damage["todo"].startswith("move this copy away")
+
+    def test_one_without_a_manifest_or_of_another_stage_is_damage(self, copied: Path, verify: Verify) -> None:
+        folder = copied / "runs/small"
+        (folder / "dedup" / MANIFEST).unlink()
+        shutil.rmtree(folder / "filter")
+        (folder / "dataset").rename(folder / "filter")
+        (folder / "notes").mkdir()
+        key = path_of("dataset").name
+        assert {(where, what) for _, where, what in verify.damage("--data", "copy")} == {
+            (str(folder / "dedup"), "the manifest is missing"),
+            (str(folder / "filter"), f"the manifest is of dataset {key[:12]}"),
+        }
+
+
 class TestLinksAndLock:
     def test_a_link_to_nothing(self, done: Path, verify: Verify) -> None:
         place = path_of("dedup")
@@ -196,6 +263,13 @@ class TestLinksAndLock:
             ("lock", "run.lock.json", f"filter: the content is {'0' * 12}, in the store {old[:12]}"),
         ]
 
+    def test_a_lock_file_with_entries_of_two_runs_is_no_damage(self, done: Path, verify: Verify) -> None:
+        """A run that stopped half-way leaves one; `run --locked` refuses it."""
+        config = Path("run.yaml")
+        config.write_text(config.read_text("utf-8") + "filter: {min_chars: 16}\n", "utf-8")
+        assert cli.main(["run", "run.yaml", "--until", "filter"]) == 0
+        verify("run.yaml", code=0)
+
     def test_a_lock_file_in_a_fresh_checkout_is_no_damage(self, done: Path, verify: Verify) -> None:
         shutil.rmtree("data")
         found = verify("run.yaml", code=0)
@@ -204,7 +278,8 @@ class TestLinksAndLock:
 
 class TestUsage:
     @pytest.mark.parametrize(
-        "arguments", [["--data", "nowhere"], ["--set", "filter.min_chars=2"], ["missing.yaml"], ["run.yaml"]]
+        "arguments",
+        [[], ["--data", "nowhere"], ["--data", ""], ["--set", "filter.min_chars=2"], ["missing.yaml"], ["run.yaml"]],
     )
     def test_nothing_to_verify_is_a_mistake(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
@@ -213,6 +288,18 @@ class TestUsage:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "data").mkdir()
         assert cli.main(["verify", *arguments]) == 2
+
+    def test_an_empty_data_folder_is_not_taken_for_the_current_one(
+        self, done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir("data")
+        assert cli.main(["verify", "--data", "."]) == 0
+        assert cli.main(["verify", "--data", ""]) == 2
+        assert "the folder's name is empty" in capsys.readouterr().err
+
+    def test_a_folder_that_is_no_data_folder_is_named(self, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["verify", "--data", "data/runs"]) == 2
+        assert "no data folder" in capsys.readouterr().err
 
 
 def stored(number: int) -> Stored:
