@@ -296,7 +296,7 @@ class Processes(ConfigModel):
     kind: Literal["processes"]
     """Worker processes."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """How many; each holds about 150 MB and up to two shards. None: one per CPU that the pipeline may use."""
+    """How many; each holds about 250 MB with shards of the usual size. None: one per CPU that the pipeline may use."""
 
 
 FanoutConfig = Annotated[InProcess | Processes, Field(discriminator="kind")]

@@ -219,8 +219,8 @@ class Workers:
         return Incomplete(f"a worker process {how}", where=where, todo=self._with_fewer())
 
     def _with_fewer(self) -> str:
-        hint = f"see whether memory ran out (dmesg); if so set fanout.workers below {self._count}"
-        return f"{hint}; resume with: {self._resume_command}"
+        fewer = f"fanout.workers below {self._count}" if self._count > 1 else "fanout.kind to in_process"
+        return f"see whether memory ran out (dmesg); if so set {fewer}; resume with: {self._resume_command}"
 
     def _dismiss(self, workers: Sequence[Worker]) -> None:
         """End workers, whatever they do. A worker that is left here by an interrupt ends when it next sees its pipe."""

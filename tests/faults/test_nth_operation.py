@@ -92,6 +92,7 @@ def campaign(bench: Bench, fault_of: Callable[[int], Fault]) -> None:
     assert not failures, "\n".join(failures[:40])
 
 
+@pytest.mark.timeout(3600)  # two minutes of computing, which a busy machine may stretch
 def test_every_operation_fails_in_one_of_six_ways(bench: Bench) -> None:
     campaign(bench, lambda number: Fault(KINDS[number % len(KINDS)], number, coarse=True))
 

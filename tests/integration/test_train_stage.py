@@ -220,5 +220,5 @@ def test_all_processes_of_a_launch_agree_on_whether_to_train(project: Project) -
     with hold_lock(run_lock(run)):  # the first process fails before it tells the other one anything
         code, trained = launch("--force")
     assert (code != 0, trained) == (True, 2)
-    assert "another process" in project.log()
+    assert "held by" in project.log()
     assert not list((project.folder / "again/work").rglob("*.rank-*"))

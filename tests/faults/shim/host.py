@@ -45,19 +45,22 @@ def serve() -> None:
     for name in WARM:
         importlib.import_module(name)
     assert threads() <= {f"{os.getpid()}", "jemalloc_bg_thd"}, "a fork would lose threads"
+    sys.modules["pipeline.core.versions"].collect_versions()
     gc.freeze()
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
     shim.shim_state.restype = ctypes.POINTER(State)
     state = shim.shim_state().contents
     print("ready", flush=True)
     for line in sys.stdin:
+        order = json.loads(line)
         ctypes.memset(ctypes.byref(state), 0, ctypes.sizeof(State))
         child = os.fork()
         if child == 0:
-            obey(shim, json.loads(line))
+            obey(shim, order)
         _, status = os.waitpid(child, 0)
         counts = {"count": state.count, "fired": state.fired, "jumps": state.jumps, "what": state.what.decode()}
-        print(json.dumps({"code": os.waitstatus_to_exitcode(status), **counts}), flush=True)
+        code = os.waitstatus_to_exitcode(status)
+        print(json.dumps({"number": order["number"], "code": code, **counts}), flush=True)
 
 
 def threads() -> set[str]:

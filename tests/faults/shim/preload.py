@@ -75,6 +75,7 @@ class Host:
     def __init__(self, process: "subprocess.Popen[str]", scratch: Path) -> None:
         self._process = process
         self._scratch = scratch
+        self._orders = 0
 
     def run(
         self,
@@ -94,7 +95,9 @@ class Host:
             seed: the time of day jumps; None: it does not.
         """
         said = {name: self._scratch / name for name in ("stdout", "stderr")}
+        self._orders += 1
         order = {
+            "number": self._orders,
             "cwd": str(project),
             "act": act,
             "arguments": arguments,
@@ -108,6 +111,8 @@ class Host:
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
+        while answer.pop("number") != self._orders:  # a test was stopped while it waited for that one
+            answer = json.loads(self._process.stdout.readline())
         return Ended(**answer, **{name: path.read_text("utf-8", "replace") for name, path in said.items()})
 
 
