@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from pipeline.core.stop import Stop
 from pipeline.runner.session import Session, open_session
 
 Command = Callable[..., None]
+TOGETHER_S = 0.3
+"""Signals so close to each other are one: a launcher passes on what the terminal has sent to all processes already."""
 
 
 @dataclass(slots=True)
@@ -29,11 +32,13 @@ class Call:
         secrets: values that no message may hold; known once the config is read.
         stop: the request to stop, which a signal makes.
         terminals: which of stdout and stderr were a terminal when we began to catch signals.
+        stopped_at: monotonic time of the last signal that counted.
     """
 
     secrets: tuple[str, ...] = ()
     stop: Stop = field(default_factory=Stop)
     terminals: tuple[int, ...] = ()
+    stopped_at: float = 0.0
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -59,8 +64,9 @@ class Call:
         again = self.stop.requested.is_set()
         if number == signal.SIGHUP:
             self._leave_terminals()
-            if again:
-                return
+        if again and (number == signal.SIGHUP or time.monotonic() - self.stopped_at < TOGETHER_S):
+            return
+        self.stopped_at = time.monotonic()
         self.stop.request(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED)
         if again:
             raise KeyboardInterrupt

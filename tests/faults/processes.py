@@ -122,7 +122,7 @@ def running(
     env: Mapping[str, str] | None = None,
     through: Sequence[str] = (),
 ) -> Iterator[Running]:
-    """`python -m pipeline …` for the block, at whose end it is killed if it still runs.
+    """`python -m pipeline …` for the block, at whose end it and all that it started are killed if they still run.
 
     Args:
         cwd: the current folder of the command; `data` in it is its data folder.
@@ -142,11 +142,12 @@ def running(
         preexec_fn=obey_signals,
     )
     os.close(handle)
+    run = Running(process, mark, Path(stderr), cwd / "data" / "runs" / name)
     try:
-        yield Running(process, mark, Path(stderr), cwd / "data" / "runs" / name)
+        yield run
     finally:
-        process.kill()
-        process.wait()
+        run.kill_family()
+        run.kill()
         Path(stderr).unlink()
 
 

@@ -1,6 +1,7 @@
 """Stored answers on a damaged disk: every intact one is kept, none is wrong, and a person is told of the others."""
 
 import hashlib
+import itertools
 import json
 import random
 import shutil
@@ -17,7 +18,7 @@ from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.segment import PAGE_BYTES, Attempt, Segment, Stored
 from pipeline.teacher.wire import WIRE
 from tests.faults.scripted_server import ScriptedServer, echo
-from tests.faults.shim.preload import Host, hosting
+from tests.faults.shim.preload import KILLS, KINDS, Fault, Host, hosting
 from tests.faults.shim.project import ROWS, RUN, Made, attempts, write_api_project
 
 COUNT = 400
@@ -230,6 +231,40 @@ class TestAudit:
         assert len(numbers) >= COUNT - PAGE_BYTES // 150
 
 
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with hosting(tmp_path_factory.mktemp("host")) as host:
+        yield host
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
+def test_no_answer_is_lost_where_folding_fails_at_any_operation(
+    host: Host, ended: Path, tmp_path: Path, damaged: bool
+) -> None:
+    """Each operation on a file fails once; six ways in turn."""
+    folder = tmp_path / "responses"
+    wanted = dict.fromkeys(map(key, range(COUNT)), 64)
+    for number in itertools.count(1):
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "segments").mkdir(parents=True)
+        shutil.copyfile(ended, folder / "segments" / ended.name)
+        if damaged:
+            overwrite(folder / "segments" / ended.name, 0, b"\0" * PAGE_BYTES)
+        kind = KINDS[number % len(KINDS)]
+        struck = host.run(tmp_path, str(folder), act="fold", fault=Fault(kind, number, coarse=True))
+        told = f"{number} {kind.name} at {struck.what}: {struck.stderr}"
+        assert struck.code in ((-9,) if kind in KILLS and struck.fired else (0, 3)), told
+        with ResponseStore(folder) as store:
+            assert store.get_many(wanted).keys() == wanted.keys(), told
+            store.fold()
+            assert store.get_many(wanted).keys() == wanted.keys(), told
+        assert (folder / "damaged" / ended.name).exists() is damaged, told
+        if struck.fired == 0:
+            break
+    print(f"{number - 1} file operations, each failed once: no answer lost")
+    assert number > 20
+
+
 class TestFoldedFiles:
     """These are synced and final, so damage is the disk's: a person decides, since asking again costs money."""
 
@@ -269,11 +304,6 @@ class Complete:
 
 class TestRuns:
     """The same through the command line."""
-
-    @pytest.fixture(scope="class")
-    def host(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-        with hosting(tmp_path_factory.mktemp("host")) as host:
-            yield host
 
     @pytest.fixture
     def complete(self, host: Host, tmp_path: Path) -> Iterator[Complete]:

@@ -12,11 +12,8 @@ import pytest
 from pipeline.student.checkpoints import staging
 from tests.faults.scripted_server import ScriptedServer, echo
 from tests.faults.shim.acts import STEPS, weights
-from tests.faults.shim.preload import Ended, Fault, Host, Kind, hosting, lines
+from tests.faults.shim.preload import KILLS, KINDS, Ended, Fault, Host, Kind, hosting, lines
 from tests.faults.shim.project import RUN, Made, leftovers, overcharged, unsound, write_api_project
-
-KILLS = (Kind.KILL, Kind.KILL_HALFWAY)
-KINDS = tuple(kind for kind in Kind if kind is not Kind.NONE)
 
 
 @dataclass(frozen=True, slots=True)

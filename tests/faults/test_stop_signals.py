@@ -5,17 +5,20 @@ import json
 import os
 import pty
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from pipeline.cli.call import TOGETHER_S
 from tests.faults.processes import Running, running, type_command
 from tests.faults.scripted_server import Act, ScriptedServer, Seen, completion, failure
 from tests.faults.shim.project import RUN, Made, attempts, leftovers, unsound, write_api_project
-from tests.support import cli_env, read_events, wait_for, write_project
+from tests.support import cli_env, probe_command, read_events, wait_for, write_project
 from tests.tiny_models import make_tiny_model
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
@@ -153,6 +156,7 @@ class TestSecondSignal:
         with waiting_for_answers(project, server) as run:
             run.process.send_signal(signal.SIGINT)
             run.await_(lambda: any("waiting up to" in line for line in run.said), "the first signal is seen")
+            time.sleep(2 * TOGETHER_S)
             run.process.send_signal(number)
             assert run.end() == CODES[number]
             assert has_ended_with(run, CODES[number])
@@ -162,6 +166,15 @@ class TestSecondSignal:
         assert type_command(command, project).returncode == 0
         assert len(server.seen) == ROWS + unknown(project)
         assert (leftovers(project), unsound(project)) == ([], [])
+
+    def test_two_that_come_together_are_one(self, tmp_path: Path) -> None:
+        """`accelerate launch` and `timeout` pass on a signal that we got as one of the terminal's processes already."""
+        write_project(tmp_path)
+        body = "import signal\nfor _ in range(2):\n    os.kill(os.getpid(), signal.SIGINT)\ncheck_cancelled(ctx)"
+        command = probe_command(tmp_path, body, "run", "run.yaml")
+        done = subprocess.run(command, cwd=tmp_path, env=cli_env(), capture_output=True, text=True, check=False)
+        assert done.returncode == 130
+        assert "error: stopped by a signal" in done.stderr
 
 
 class TestClosedTerminal:
@@ -257,7 +270,8 @@ def write_trained_project(folder: Path) -> None:
         "batch_size": 4,
         "micro_batch_size": 4,
         "max_length": 64,
-        "max_steps": 200,
+        "epochs": 200,
+        "max_steps": 800,
         "log_steps": 1,
         "eval_rows": 0,
     }

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.cli import show
+from pipeline.cli.call import TOGETHER_S
 from pipeline.core.config import RunConfig
 from pipeline.runner.steps import step_names
 from tests.support import cli_env, probe_command, read_events, run_cli, wait_for, write_project
@@ -253,6 +255,7 @@ class TestSignals:
         while "once more" not in said:
             said = process.stderr.readline()
             assert said, "the process ended at the first signal"
+        time.sleep(2 * TOGETHER_S)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == code

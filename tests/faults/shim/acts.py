@@ -4,8 +4,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from pipeline.core.errors import Incomplete, disk_errors
+from pipeline.core.errors import Incomplete, PipelineError, disk_errors
 from pipeline.student.checkpoints import Setting, Training, commit, find_newest, prune, staging
+from pipeline.teacher.responses import ResponseStore
 
 STEPS = 6
 TRAINING = Training(key="7" * 64, steps=STEPS, rows=12, order="0" * 64)
@@ -39,4 +40,16 @@ def train(folder: str) -> int:
     except Incomplete as error:
         print(error, file=sys.stderr)
         return 3
+    return 0
+
+
+def fold(folder: str) -> int:
+    """Read the stored answers and fold them, as a run does."""
+    try:
+        with disk_errors(folder, "make room, then run again"), ResponseStore(Path(folder)) as store:
+            store.get_many({bytes(32): 64})
+            store.fold()
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return int(error.exit_code)
     return 0

@@ -32,6 +32,10 @@ class Kind(IntEnum):
     KILL_HALFWAY = 6
 
 
+KINDS = tuple(kind for kind in Kind if kind is not Kind.NONE)
+KILLS = (Kind.KILL, Kind.KILL_HALFWAY)
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """The `at`-th operation under the command's folder fails as `kind`.
