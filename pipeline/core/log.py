@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from pipeline.core.stage import Json, Progress
 
@@ -70,6 +70,31 @@ def drop_output(stream: TextIO) -> None:
     os.dup2(null, stream.fileno())
     os.close(null)
     stream.flush()
+
+
+class TerminalStream:
+    """Standard error for a live display: once it cannot be written to, since its terminal was closed, it is silent."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop it."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            drop_output(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what waits."""
+        try:
+            self._stream.flush()
+        except OSError:
+            drop_output(self._stream)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
 
 
 class ScrubbingFormatter(logging.Formatter):
@@ -182,7 +207,7 @@ def _rich_bar() -> "RichProgress":
         TextColumn("{task.fields[facts]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=Console(file=cast(TextIO, TerminalStream(sys.stderr))), transient=True)
 
 
 class _Counts:

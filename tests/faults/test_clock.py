@@ -96,12 +96,14 @@ def test_after_a_kill_the_answers_of_either_process_are_used(
         write_api_project(tmp_path, server)
         assert host.run(tmp_path, *RUN, trace=tmp_path / "trace").code == 0
         answers = [at for at, (name, path, _) in enumerate(lines(tmp_path / "trace")) if is_answer(name, path)]
-        shutil.rmtree(tmp_path / "data")
-        (tmp_path / "run.lock.json").unlink()
-        server.seen.clear()
-        halfway = Fault(Kind.KILL, answers[len(answers) * seed // 10])
-        killed = host.run(tmp_path, *RUN, fault=halfway, seed=seed)
-        assert killed.code == -9
+        for tenth in (5, 4, 6, 3, 7):  # how many writes there are before the first request and after it varies
+            shutil.rmtree(tmp_path / "data")
+            (tmp_path / "run.lock.json").unlink(missing_ok=True)
+            server.seen.clear()
+            midway = Fault(Kind.KILL, answers[len(answers) * tenth // 10])
+            assert host.run(tmp_path, *RUN, fault=midway, seed=seed).code == -9
+            if 0 < len(server.seen) < ROWS:
+                break
         assert 0 < len(server.seen) < ROWS, "killed while it asked"
         done = host.run(tmp_path, *RUN, seed=seed + 100)
         assert done.code == 0, done.stderr

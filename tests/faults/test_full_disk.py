@@ -45,7 +45,7 @@ def fill(disk: Path, free_kib: int) -> None:
 @pytest.mark.parametrize(
     ("before", "room_kib"),
     [
-        pytest.param(None, range(0, 240, 12), id="from the start"),
+        pytest.param(None, range(0, 480, 20), id="from the start"),
         pytest.param("generate", range(0, 100, 4), id="after the teacher was asked"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_full_disk_stops_a_run_and_room_lets_it_go_on(
             shutil.rmtree(project)
     print(f"{stopped.total()} full disks: {dict(sorted(stopped.items()))}")
     assert len(stopped) >= 3, "it was full in several places"
-    assert 0 < stopped["complete"] < stopped.total() / 2
+    assert 0 < stopped["complete"] < stopped.total()
 
 
 def check_end(ended: Ended, told: str) -> None:
