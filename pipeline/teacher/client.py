@@ -6,18 +6,20 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
 
 from pipeline.core.config_teacher import Retry, Sampling
-from pipeline.core.errors import Incomplete, PipelineError, UsageError
+from pipeline.core.errors import Incomplete
+from pipeline.teacher.complaints import abort_error, refused_error
 from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.recorder import Recorder, now_ms
 from pipeline.teacher.request import Request
 from pipeline.teacher.segment import Stored
+from pipeline.teacher.transport import Raw, send
 from pipeline.teacher.verdict import (
     BAD_PAYLOAD,
     FORBIDDEN,
@@ -30,27 +32,15 @@ from pipeline.teacher.verdict import (
     snippet,
     why_unconnected,
 )
-from pipeline.teacher.wire import WIRE, request_body
+from pipeline.teacher.wire import Ask
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
-"""Longer responses are not read to their end: the row is rejected as `oversize`."""
 STRIKES = 3
 """Completions without content after which a row is rejected."""
 REFUSALS_IN_A_ROW = 20
 """Refused requests, without an answer in between, that show a wrong config or key."""
-CONNECT_TIMEOUT_S = 30.0
 RESTART_POLL_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """A complete response; header names are looked up in any case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +169,9 @@ class Client:
     async def _attempt(self, endpoint: Endpoint, request: Request) -> tuple[Raw | None, Verdict, int]:
         key = endpoint.read_key()
         attempt = await self.recorder.intend(bytes.fromhex(request.key), self.sampling.max_tokens)
-        body = request_body(endpoint.model, request.messages, self.sampling, endpoint.max_tokens_field)
+        ask = Ask(endpoint.model, request.messages, self.sampling, endpoint.max_tokens_field)
         try:
-            raw = await send(self.session, endpoint.url, key, body)
+            raw = await send(self.session, endpoint.url, endpoint.wire.headers(key), key, endpoint.wire.body(ask))
         except TimeoutError:
             return None, judge_transport("timeout", f"no answer within {self.retry.timeout_s:g} s"), attempt
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
@@ -190,7 +180,7 @@ class Client:
             return None, judge_transport("connection", why_unconnected(error)), attempt
         if raw is None:
             return None, Verdict(Action.REJECT, "oversize"), attempt
-        verdict = judge(raw.status, raw.headers, raw.body)
+        verdict = judge(endpoint.wire.read, raw.status, raw.headers, raw.body)
         return raw, about_this_row(verdict) if self.proven else verdict, attempt
 
     def _adapt(self, endpoint: Endpoint, window: int, verdict: Verdict) -> None:
@@ -308,85 +298,9 @@ class Client:
             teacher=self.teacher,
             model=endpoint.model,
             engine=endpoint.engine,
-            wire=WIRE,
+            wire=endpoint.wire.name,
             status=0 if raw is None else raw.status,
             rejected=rejected,
             body=b"" if raw is None else raw.body,
             room=self.room,
         )
-
-
-def open_session(timeout_s: float) -> aiohttp.ClientSession:
-    """A session for one run: kept connections, verified certificates, no cookies, no proxies from the environment.
-
-    Args:
-        timeout_s: from connecting to the last byte of a response.
-    """
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
-    return aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "pipeline"},
-        trust_env=False,
-    )
-
-
-async def send(session: aiohttp.ClientSession, url: str, key: str | None, body: bytes) -> Raw | None:
-    """POST one body and read the whole response; None if that is longer than `MAX_BODY_BYTES`.
-
-    The key goes into the Authorization header of this one request, and is blotted out where the server repeats it.
-
-    Raises:
-        TimeoutError, aiohttp.ClientError, OSError: there is no complete response.
-    """
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-        content = await _read(response)
-        if content is None:
-            return None
-        if key is not None and key.encode() in content:
-            content = content.replace(key.encode(), b"***")
-        return Raw(response.status, response.headers, content)
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    declared = response.content_length
-    if declared is not None and "Content-Encoding" not in response.headers:
-        if declared > MAX_BODY_BYTES:
-            response.close()
-            return None
-        return await response.read()
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_any():  # decompressed sizes, so that a bomb ends here too
-        parts.append(part)
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            response.close()
-            return None
-    return b"".join(parts)
-
-
-def abort_error(endpoint: Endpoint, verdict: Verdict) -> PipelineError:
-    """What a person is told when everything stops. What the server said about a refused key is not repeated: it may
-    quote the key."""
-    assert verdict.abort is not None
-    what = f"{verdict.abort.value} ({verdict.reason})"
-    if verdict.abort is Abort.QUOTA:
-        return Incomplete(what, where=endpoint.host, todo="top up the account, then run again; answers are kept")
-    if verdict.abort is Abort.KEY:
-        if endpoint.key_variable is None:
-            todo = "give the teacher `api_key: ${env:NAME}` and set that environment variable"
-        else:
-            todo = f"check the value of the environment variable {endpoint.key_variable}"
-        return UsageError(what, where=endpoint.host, todo=todo)
-    if verdict.abort is Abort.MODEL:
-        what = f"{what}: {verdict.detail}"
-    return UsageError(what, where=endpoint.host, todo="check the teacher's `base_url` and `model`")
-
-
-def refused_error(endpoint: Endpoint, count: int, detail: str) -> UsageError:
-    """What a person is told when nothing was answered and everything was refused."""
-    what = f"the teacher refused all of the first {count} requests: {detail}"
-    return UsageError(what, where=endpoint.host, todo="correct the teacher's settings or `sampling`")

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from pipeline.core.config_teacher import OpenAITeacher
 from pipeline.core.errors import UsageError
 from pipeline.teacher.limits import AdaptiveLimit
+from pipeline.teacher.wire import Wire
+from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
 
 @dataclass(slots=True)
@@ -14,7 +16,8 @@ class Endpoint:
     """One server that answers.
 
     Attributes:
-        url: URL of the chat completions.
+        url: where requests are posted.
+        wire: their format.
         model: name of the model there.
         engine: server and version, where known; recorded with each answer, part of no key.
         key_variable: environment variable with the API key; None: no key is sent.
@@ -24,6 +27,7 @@ class Endpoint:
     """
 
     url: str
+    wire: Wire
     model: str
     engine: str
     key_variable: str | None
@@ -54,7 +58,8 @@ class Endpoint:
 def api_endpoint(teacher: OpenAITeacher) -> Endpoint:
     """The endpoint of an API teacher."""
     return Endpoint(
-        url=f"{teacher.base_url}/chat/completions",
+        url=OPENAI_CHAT.url(teacher.base_url, teacher.model),
+        wire=OPENAI_CHAT,
         model=teacher.model,
         engine="",
         key_variable=teacher.key_variable,

@@ -15,12 +15,13 @@ import uvloop
 from pipeline.core.config_teacher import OpenAITeacher, Retry, VllmTeacher
 from pipeline.core.errors import Incomplete, PipelineError
 from pipeline.core.stage import Context, check_cancelled
-from pipeline.teacher.client import Client, Settled, open_session
+from pipeline.teacher.client import Client, Settled
 from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.recorder import Recorder
 from pipeline.teacher.request import Asked, Request
 from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.server import serving
+from pipeline.teacher.transport import open_session
 
 log = logging.getLogger(__name__)
 

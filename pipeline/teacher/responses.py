@@ -42,6 +42,7 @@ from pipeline.teacher.segment import (
 )
 from pipeline.teacher.verdict import Action, judge
 from pipeline.teacher.wire import Reply
+from pipeline.teacher.wires import WIRES
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,10 @@ def outcome_of(stored: Stored) -> Outcome | None:
     """Parse a stored answer; None if it is no longer understood as one (then it is asked again)."""
     if stored.rejected is not None:
         return Outcome(None, stored.rejected)
-    verdict = judge(stored.status, {}, stored.body)
+    wire = WIRES.get(stored.wire)
+    if wire is None:
+        return None
+    verdict = judge(wire.read, stored.status, {}, stored.body)
     if verdict.action is Action.ANSWER:
         return Outcome(verdict.reply, None)
     return Outcome(None, verdict.reason) if verdict.action is Action.REJECT else None

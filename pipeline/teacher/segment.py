@@ -45,7 +45,7 @@ class Stored:
         teacher: identity of the teacher, 64 hex digits.
         model: name of the model as the endpoint was asked for it.
         engine: the server and its version, where known.
-        wire: format of the body (`wire.WIRE`).
+        wire: format of the body (`Wire.name`).
         status: HTTP status.
         rejected: reason for which the row is refused, where the body alone does not tell; else None.
         body: the raw response.

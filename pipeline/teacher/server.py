@@ -23,6 +23,7 @@ from pipeline.teacher import watchdog
 from pipeline.teacher.endpoint import Endpoint, api_endpoint
 from pipeline.teacher.limits import AdaptiveLimit
 from pipeline.teacher.request import model_folder
+from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ async def serving(
 
 
 def _new_server(teacher: VllmTeacher, environment: dict[str, str], log_path: Path, records: Path) -> Server:
-    endpoint = Endpoint("", MODEL_NAME, "vllm", None, AdaptiveLimit(teacher.concurrency))
+    endpoint = Endpoint("", OPENAI_CHAT, MODEL_NAME, "vllm", None, AdaptiveLimit(teacher.concurrency))
     return Server(teacher, environment, log_path, records, endpoint)
 
 

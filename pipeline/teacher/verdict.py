@@ -4,12 +4,12 @@ import email.utils
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from pipeline.teacher.wire import Reply, Unusable, load_json, read_body
+from pipeline.teacher.wire import Reply, Unusable, load_json
 
 
 class Action(Enum):
@@ -74,15 +74,23 @@ BUSY_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "overloaded_e
 REQUEST_CODES = frozenset({"invalid_request_error", "context_length_exceeded", "BadRequestError"})
 
 
-def judge(status: int, headers: Mapping[str, str], body: bytes, *, now: float | None = None) -> Verdict:
+def judge(
+    read: Callable[[bytes], Reply | Unusable],
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    now: float | None = None,
+) -> Verdict:
     """The verdict on a complete HTTP response.
 
     Args:
+        read: what a success says in the format that was asked in (`Wire.read`).
         headers: looked up by lower-case name; aiohttp's mapping knows names in any case.
         now: Unix time against which a Retry-After date is read; None: the clock.
     """
     if status == 200:
-        return _judge_success(headers, body, now)
+        return _judge_success(read(body), headers, body, now)
     error = _error_of(body)
     if 200 <= status < 300:
         return Verdict(Action.RETRY, BAD_PAYLOAD, detail=snippet(body))
@@ -120,8 +128,7 @@ def why_unconnected(error: Exception) -> str:
     return str(getattr(cause, "strerror", None) or cause)
 
 
-def _judge_success(headers: Mapping[str, str], body: bytes, now: float | None) -> Verdict:
-    read = read_body(body)
+def _judge_success(read: Reply | Unusable, headers: Mapping[str, str], body: bytes, now: float | None) -> Verdict:
     if isinstance(read, Reply):
         return Verdict(Action.ANSWER, reply=read)
     return _judge_unusable(read, headers, body, now)

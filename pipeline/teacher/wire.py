@@ -1,18 +1,15 @@
-"""The OpenAI chat-completions format: the body of a request, and what a response body says."""
+"""What all formats of requests and responses share: a wire, the answer that is read from it, and cleaning of text."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from pipeline.core.config_teacher import Sampling
-from pipeline.core.record import Message, message_dict
-
-WIRE = "openai-chat"
-"""Name of this format in the response store."""
+from pipeline.core.record import Message
 
 SANITIZED = "sanitized"
 NUL = "nul"
@@ -55,85 +52,40 @@ class Unusable:
     error: Mapping[str, Any] | None = None
 
 
-def request_body(
-    model: str, messages: Sequence[Message], sampling: Sampling, max_tokens_field: str = "max_tokens"
-) -> bytes:
-    """JSON body of a request. What is at its neutral value is left out where some APIs refuse to see it.
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one request asks, before it is put into a format.
 
-    Lone surrogates in a prompt travel as U+FFFD: JSON in UTF-8 has no form for them.
+    Attributes:
+        model: the model's name at the endpoint.
+        messages: the conversation that ends with the user's turn.
+        sampling: how tokens are drawn, and the cap on them.
+        max_tokens_field: name under which an OpenAI-compatible server takes the cap.
     """
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [message_dict(message) for message in messages],
-        max_tokens_field: sampling.max_tokens,
-    }
-    if sampling.temperature is not None:
-        body["temperature"] = sampling.temperature
-    if sampling.top_p is not None:
-        body["top_p"] = sampling.top_p
-    if sampling.top_k is not None:
-        body["top_k"] = sampling.top_k
-    if sampling.presence_penalty != 0:
-        body["presence_penalty"] = sampling.presence_penalty
-    if sampling.frequency_penalty != 0:
-        body["frequency_penalty"] = sampling.frequency_penalty
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        body["messages"] = [{key: clean(text) for key, text in message.items()} for message in body["messages"]]
-        return orjson.dumps(body)
+
+    model: str
+    messages: Sequence[Message]
+    sampling: Sampling
+    max_tokens_field: str = "max_tokens"
 
 
-def read_body(body: bytes) -> Reply | Unusable:
-    """What a response body of status 200 says; never raises, whatever the bytes."""
-    parsed, repaired = load_json(body)
-    if not isinstance(parsed, dict):
-        return Unusable("unknown")
-    if isinstance(parsed.get("error"), dict | str):
-        error = parsed["error"]
-        return Unusable("error", error if isinstance(error, dict) else {"message": error})
-    choices = parsed.get("choices")
-    if not isinstance(choices, list):
-        return Unusable("unknown")
-    choice = choices[0] if choices else None
-    if not isinstance(choice, dict):
-        return Unusable("empty")
-    return _read_choice(choice, parsed.get("usage"), repaired)
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """One format of requests and responses.
 
+    Attributes:
+        name: names the format in the response store, for ever.
+        url: URL of a request, from the teacher's base URL and model.
+        headers: the headers that carry an API key and what the format wants beside it; None: no key is sent.
+        body: JSON of a request.
+        read: what a response body of status 200 says; never raises, whatever the bytes.
+    """
 
-def _read_choice(choice: dict[str, Any], usage: Any, repaired: bool) -> Reply | Unusable:
-    finish_reason, message = choice.get("finish_reason"), choice.get("message")
-    if finish_reason == "content_filter":
-        return Unusable("content_filter")
-    if not isinstance(message, dict) or not isinstance(finish_reason, str) or not finish_reason:
-        return Unusable("bad_payload")
-    if isinstance(message.get("refusal"), str) and message["refusal"]:
-        return Unusable("refusal")
-    text = message.get("content")
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if text is None and isinstance(reasoning, str) and finish_reason == "length":
-        text = ""  # cut while it was thinking: an answer that later stages judge by its finish reason
-    if text is None:
-        return Unusable("empty")
-    if not isinstance(text, str) or not isinstance(reasoning, str | None):
-        return Unusable("bad_payload")
-    return _reply(text, reasoning, finish_reason, usage if isinstance(usage, dict) else {}, repaired)
-
-
-def _reply(text: str, reasoning: str | None, finish_reason: str, usage: dict[str, Any], repaired: bool) -> Reply:
-    flags = text_flags(text, reasoning)
-    if repaired and SANITIZED not in flags:
-        flags = tuple(sorted((*flags, SANITIZED)))
-    return Reply(
-        text=clean(text),
-        reasoning_content=None if reasoning is None else clean(reasoning),
-        finish_reason=clean(finish_reason),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-        flags=flags,
-    )
+    name: str
+    url: Callable[[str, str], str]
+    headers: Callable[[str | None], dict[str, str]]
+    body: Callable[[Ask], bytes]
+    read: Callable[[bytes], Reply | Unusable]
 
 
 def load_json(body: bytes) -> tuple[Any, bool]:
@@ -167,6 +119,6 @@ def clean(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
 
 
-def _count(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
     """A token count that fits the schema's int32, or None."""
     return value if type(value) is int and 0 <= value < 2**31 else None

@@ -18,7 +18,7 @@ from pipeline.core.config_teacher import OpenAITeacher, Retry, Sampling
 from pipeline.core.errors import Incomplete, Interrupted, UsageError
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
-from pipeline.teacher import client as client_module
+from pipeline.teacher import transport
 from pipeline.teacher.ask import Answer, ask
 from pipeline.teacher.fetch import Counts, Fetch, Looked
 from pipeline.teacher.request import Asked, Request
@@ -216,7 +216,7 @@ def test_a_server_that_answers_nonsense_to_everybody_costs_no_row(tmp_path):
 
 
 def test_an_oversize_response_is_refused_without_being_read(tmp_path):
-    huge = client_module.MAX_BODY_BYTES + 1
+    huge = transport.MAX_BODY_BYTES + 1
     declared = Act(body=b"x" * 100, headers={"Content-Length": str(huge)}, cut=100)
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     endless = Act(body=chunk * 80, headers={"Transfer-Encoding": "chunked"}, cut=len(chunk) * 80)

@@ -16,7 +16,7 @@ from pipeline.core.errors import CorruptArtefact
 from pipeline.teacher import audit
 from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.segment import PAGE_BYTES, Attempt, Segment, Stored
-from pipeline.teacher.wire import WIRE
+from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 from tests.faults.scripted_server import ScriptedServer, echo
 from tests.faults.shim.preload import KILLS, KINDS, Fault, Host, hosting
 from tests.faults.shim.project import ROWS, RUN, Made, attempts, write_api_project
@@ -39,7 +39,7 @@ def body(number: int) -> bytes:
 
 
 def stored(number: int) -> Stored:
-    return Stored(key(number), 64, 1000 + number, "t" * 64, "m", "vllm 1", WIRE, 200, None, body(number))
+    return Stored(key(number), 64, 1000 + number, "t" * 64, "m", "vllm 1", OPENAI_CHAT.name, 200, None, body(number))
 
 
 def left_by_a_dead_process(folder: Path, *, in_wal: bool) -> Path:

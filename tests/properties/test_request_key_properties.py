@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from pipeline.core.config_teacher import Sampling
 from pipeline.core.record import Message
 from pipeline.teacher.request import Asked, request_key
-from pipeline.teacher.wire import Reply, Unusable, clean, load_json, read_body, request_body
+from pipeline.teacher.wire import Ask, Reply, Unusable, clean, load_json
+from pipeline.teacher.wires.openai_chat import read_body, request_body
 
 TEXT = st.text(st.characters(), max_size=20)  # lone surrogates included
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT), min_size=1, max_size=4)
@@ -28,7 +29,7 @@ def test_a_key_is_a_function_of_its_parts(messages):
 
 @given(MESSAGES)
 def test_any_prompt_can_be_sent(messages):
-    body, repaired = load_json(request_body("m", messages, Sampling()))
+    body, repaired = load_json(request_body(Ask("m", messages, Sampling())))
     assert not repaired
     assert [message["content"] for message in body["messages"]] == [clean(message.content) for message in messages]
 

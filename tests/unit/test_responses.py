@@ -19,7 +19,7 @@ from pipeline.teacher import fetch as fetch_module
 from pipeline.teacher.request import Asked
 from pipeline.teacher.responses import Outcome, ResponseStore
 from pipeline.teacher.segment import Attempt, Segment, Stored
-from pipeline.teacher.wire import WIRE
+from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
 
 def key(name: str) -> bytes:
@@ -31,7 +31,7 @@ def body(text: str, finish: str = "stop") -> bytes:
 
 
 def answer(name: str, text: str = "fine", finish: str = "stop", **changes: object) -> Stored:
-    plain = Stored(key(name), 64, 1000, "t" * 64, "m", "vllm 1", WIRE, 200, None, body(text, finish))
+    plain = Stored(key(name), 64, 1000, "t" * 64, "m", "vllm 1", OPENAI_CHAT.name, 200, None, body(text, finish))
     return replace(plain, **changes)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.teacher.verdict import Abort, Action, about_this_row, judge, judge_transport, retry_after, snippet
 from pipeline.teacher.wire import Reply
+from pipeline.teacher.wires.openai_chat import read_body
 
 
 def error(message: str = "no", **fields: object) -> bytes:
@@ -77,7 +78,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("status", "body", "action", "reason"), TABLE, ids=lambda value: repr(value)[:40])
 def test_each_outcome_has_one_meaning(status, body, action, reason):
-    verdict = judge(status, {}, body)
+    verdict = judge(read_body, status, {}, body)
     assert (verdict.action, verdict.reason) == (action, reason)
     assert isinstance(verdict.reply, Reply) == (action is ANSWER)
     assert (verdict.abort is not None) == (action is ABORT)
@@ -92,7 +93,7 @@ def test_the_table_covers_all_actions():
     [(401, Abort.KEY), (403, Abort.KEY), (404, Abort.MODEL), (402, Abort.QUOTA), (302, Abort.REDIRECT)],
 )
 def test_a_stop_says_why(status, abort):
-    assert judge(status, {}, b"").abort is abort
+    assert judge(read_body, status, {}, b"").abort is abort
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_stop_says_why(status, abort):
     [(403, REJECT, "forbidden"), (401, ABORT, "status:401"), (404, ABORT, "status:404"), (402, ABORT, "quota")],
 )
 def test_a_403_is_about_the_row_once_others_were_answered(status, action, reason):
-    verdict = about_this_row(judge(status, {}, error("key sk-1")))
+    verdict = about_this_row(judge(read_body, status, {}, error("key sk-1")))
     assert (verdict.action, verdict.reason) == (action, reason)
     assert (verdict.abort is not None) == (action is ABORT)
     assert status != 403 or verdict.detail == "", "servers quote keys"
@@ -108,7 +109,7 @@ def test_a_403_is_about_the_row_once_others_were_answered(status, action, reason
 
 @pytest.mark.parametrize(("status", "overload"), [(429, True), (500, True), (503, True), (408, False), (407, False)])
 def test_overload_asks_for_fewer_requests_at_a_time(status, overload):
-    assert judge(status, {}, b"").overload is overload
+    assert judge(read_body, status, {}, b"").overload is overload
 
 
 @pytest.mark.parametrize("kind", ["timeout", "connection", "cut_body"])
@@ -136,11 +137,11 @@ def test_a_request_without_a_response_is_tried_again(kind):
 def test_retry_after_is_read_as_seconds_milliseconds_or_date(headers, seconds):
     now = 1795341600.0  # Sun, 22 Nov 2026 10:00:00 GMT
     assert retry_after(headers, now) == seconds
-    assert judge(429, headers, b"", now=now).retry_after == seconds
+    assert judge(read_body, 429, headers, b"", now=now).retry_after == seconds
 
 
 def test_what_a_server_says_is_shortened_and_cannot_forge_log_lines():
-    detail = judge(400, {}, error("a\nb\x1b[31m" + "x" * 500)).detail
+    detail = judge(read_body, 400, {}, error("a\nb\x1b[31m" + "x" * 500)).detail
     assert detail.startswith("a\\nb\\x1b[31mxx")
     assert len(detail) <= 200
     assert snippet(b"\xff\n" * 300).isprintable()
@@ -153,12 +154,12 @@ def test_the_reply_holds_text_reasoning_and_counts():
             "usage": {"prompt_tokens": 3, "completion_tokens": 5},
         }
     )
-    assert judge(200, {}, body.encode()).reply == Reply("4", "2+2", "stop", 3, 5, ())
+    assert judge(read_body, 200, {}, body.encode()).reply == Reply("4", "2+2", "stop", 3, 5, ())
 
 
 @pytest.mark.parametrize("count", [None, "3", -1, 2.5, True, 2**31])
 def test_a_token_count_that_is_none_is_unknown_not_zero(count):
     choice = {"message": {"content": "4"}, "finish_reason": "stop"}
     body = json.dumps({"choices": [choice], "usage": {"completion_tokens": count}}).encode()
-    reply = judge(200, {}, body).reply
+    reply = judge(read_body, 200, {}, body).reply
     assert reply is not None and reply.completion_tokens is None and reply.prompt_tokens is None
