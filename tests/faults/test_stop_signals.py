@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.call import TOGETHER_S
-from tests.faults.processes import Running, running, type_command
+from tests.faults.processes import Running, obey_signals, running, type_command
 from tests.faults.scripted_server import Act, ScriptedServer, Seen, completion, failure
 from tests.faults.shim.project import RUN, Made, attempts, leftovers, unsound, write_api_project
 from tests.support import cli_env, probe_command, read_events, wait_for, write_project
@@ -183,6 +183,7 @@ class TestClosedTerminal:
         teacher.delay_s = 1.0
         process, terminal = pty.fork()
         if process == 0:
+            obey_signals()
             os.chdir(project)
             os.execve(sys.executable, [sys.executable, "-m", "pipeline", *RUN], cli_env({"TERM": "xterm"}))
         wait_for(lambda: server.in_flight == CONCURRENCY and len(server.seen) > 4, "requests in flight")
