@@ -13,10 +13,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VLLM_NO_USAGE_STATS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test soak lint typecheck install clean
+.PHONY: help quickstart test soak bench bench-peers lint typecheck install clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 quickstart: $(STAMP) ## generate, distil and measure on this CPU; prints the evaluation table and the report's path
 	@$(PY) -m pipeline run configs/quickstart.yaml
@@ -28,6 +28,12 @@ test: $(STAMP) ## what CI runs: everything but the tests marked gpu or soak
 soak: $(STAMP) ## the rest: long storms, kill loops, property runs; gpu tests where there is one
 	@sh tools/ensure_chromium.sh
 	@HYPOTHESIS_PROFILE=soak $(PY) -m pytest -m "gpu or soak" --timeout=7200 tests
+
+bench: $(STAMP) ## what the README claims about speed, beside the peers that bench-peers installed (an hour or so)
+	@for what in client memory plan vllm; do $(PY) benchmarks/generate.py $$what || exit; done
+
+bench-peers: ## the peers of bench, each in an environment of its own under benchmarks/.peers
+	@for peer in benchmarks/peers/*.txt; do sh tools/install_peer.sh "$(PYTHON)" "$$peer" || exit; done
 
 lint: typecheck ## style, format, types, import order
 	@$(PY) -m ruff check .

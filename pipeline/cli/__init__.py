@@ -7,6 +7,7 @@ import click
 
 from pipeline.cli.call import Call
 from pipeline.cli.inspect import gc_command, status_command, verify_command, why_command
+from pipeline.cli.responses import responses_command
 from pipeline.cli.run import plan_command, run_command, stage_commands
 from pipeline.cli.setup import doctor_command, init_command, schema_command
 from pipeline.cli.usage import Commands, output_error, usage_error
@@ -60,6 +61,7 @@ for _command in (
     why_command,
     verify_command,
     gc_command,
+    responses_command,
     schema_command,
 ):
     commands.add_command(_command)

@@ -49,14 +49,18 @@ def _what(error: click.ClickException, context: click.Context | None) -> str:
         options = sorted(name for param in context.command.params for name in param.opts if name.startswith("--"))
         return f"no such option: {error.option_name}; {nearest(error.option_name, [*options, '--help'])}"
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        return f"{error.param.human_readable_name} is missing"
+        return f"{_name(error.param)} is missing"
     if isinstance(error, click.BadParameter) and error.param is not None:
-        name = error.param.opts[0] if isinstance(error.param, click.Option) else error.param.human_readable_name
+        name = _name(error.param)
         if isinstance(error.param.type, click.Choice) and error.message.startswith("'"):
             word = error.message.split("'")[1]
             return f"{name}: no such value: {word}; {nearest(word, [*error.param.type.choices])}"
         return f"{name}: {error.message.rstrip('.')}"
     return error.format_message().rstrip(".")
+
+
+def _name(param: click.Parameter) -> str:
+    return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
 
 
 def output_error(error: OSError) -> Incomplete | None:

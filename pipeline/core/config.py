@@ -1,13 +1,19 @@
-"""Every knob of a run but the teachers' (config_teacher.py), as frozen models. load.py reads YAML into them."""
+"""Every knob of a run but the teachers' (config_teacher.py, config_api.py), as frozen models; load.py reads YAML."""
 
 import os
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.core.config_base import OPERATIONAL, ConfigModel, FilePath, LocalModel, Name, Share
-from pipeline.core.config_teacher import GenerateConfig, OpenAITeacher, Retry, Teacher
+from pipeline.core.config_api import ApiTeacher
+from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, LocalModel, Name, Share
+from pipeline.core.config_budget import Budget, Spending, undeclared
+from pipeline.core.config_fanout import FanoutConfig, InProcess
+from pipeline.core.config_outbound import OutboundConfig, outbound_that_counts
+from pipeline.core.config_refusals import sampling_refusals
+from pipeline.core.config_teacher import GenerateConfig, Retry, Teacher
 
 # ---------------------------------------------------------------------------------------------------- prompts
 
@@ -283,25 +289,6 @@ class ReportConfig(ConfigModel):
     """Rows shown with their story; half of them kept, half rejected."""
 
 
-class InProcess(ConfigModel):
-    """One shard after the other, in the pipeline's own process."""
-
-    kind: Literal["in_process"]
-    """No other process."""
-
-
-class Processes(ConfigModel):
-    """Shards are spread over worker processes of this machine; worth it from some 50,000 rows on."""
-
-    kind: Literal["processes"]
-    """Worker processes."""
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """How many; each holds about 250 MB with shards of the usual size. None: one per CPU that the pipeline may use."""
-
-
-FanoutConfig = Annotated[InProcess | Processes, Field(discriminator="kind")]
-
-
 class StudentModel(LocalModel):
     """The base model that becomes the student."""
 
@@ -328,11 +315,22 @@ class RunConfig(ConfigModel):
     report: ReportConfig = ReportConfig()
     fanout: Annotated[FanoutConfig, OPERATIONAL] = InProcess(kind="in_process")
     """How the stages that work on text use this machine's CPUs. Changes no row."""
+    budget: Annotated[Budget, OPERATIONAL] = Budget()
+    """What all requests of the run may cost, however often it is resumed. Changes no row."""
 
     @model_validator(mode="after")
     def _teacher_is_declared(self) -> "RunConfig":
         if self.generate.teacher not in self.teachers:
             raise ValueError(f"generate.teacher {self.generate.teacher!r} is not one of teachers: {[*self.teachers]}")
+        for name in undeclared(self.budget, self.teachers):
+            raise ValueError(f"budget.teachers {name!r} is not one of teachers: {[*self.teachers]}")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_takes_its_settings(self) -> "RunConfig":
+        teacher = self.teachers[self.generate.teacher]
+        if refusals := [*sampling_refusals(teacher, self.generate.sampling)]:
+            raise ValueError("; ".join(refusals))
         return self
 
 
@@ -346,6 +344,7 @@ class PromptsStep(ConfigModel):
 class GenerateStep(ConfigModel):
     generate: GenerateConfig
     teacher: Teacher
+    spending: Annotated[Spending, OPERATIONAL] = Spending()
 
 
 class FilterStep(ConfigModel):
@@ -370,6 +369,11 @@ class EvaluateStep(ConfigModel):
     teacher: Teacher
     student: StudentModel
     retry: Annotated[Retry, OPERATIONAL]
+    greedy_teacher: Annotated[bool, CountedBy(not_)] = True
+    """False: the teacher takes no temperature, so that it answers at its own."""
+    outbound: Annotated[OutboundConfig | None, CountedBy(outbound_that_counts)] = OutboundConfig()
+    """What test prompts are scanned for; None: they do not leave this machine."""
+    spending: Annotated[Spending, OPERATIONAL] = Spending()
 
 
 class ReportStep(ConfigModel):
@@ -379,6 +383,6 @@ class ReportStep(ConfigModel):
 
 def secret_values(config: RunConfig) -> tuple[str, ...]:
     """Values of the secrets that a config refers to, as far as they are set, so that no message can hold them."""
-    references = [teacher.api_key for teacher in config.teachers.values() if isinstance(teacher, OpenAITeacher)]
+    references = [teacher.api_key for teacher in config.teachers.values() if isinstance(teacher, ApiTeacher)]
     names = [reference.removeprefix("${env:").removesuffix("}") for reference in references if reference is not None]
     return tuple(os.environ[name] for name in names if name in os.environ)

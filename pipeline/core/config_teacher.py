@@ -1,13 +1,14 @@
-"""Config of the teachers and of the stage that asks them."""
+"""Config of the teachers that run here or exist as files, and of the stage that asks a teacher."""
 
-import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, field_validator
 
-from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, LocalModel, Name, SecretRef
+from pipeline.core.config_api import AnthropicTeacher, GeminiTeacher, OpenAITeacher, ReasoningTags, tags_if_given
+from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, LocalModel, Name
+from pipeline.core.config_budget import TokenPrice
+from pipeline.core.config_outbound import OutboundConfig, outbound_that_counts
 from pipeline.core.stage import Json
 
 SWITCHES_WITHOUT_EFFECT: Final = frozenset(
@@ -133,6 +134,11 @@ class VllmTeacher(LocalModel):
     """Seconds a server may take until it is healthy."""
     concurrency: Annotated[int, Field(ge=1), OPERATIONAL] = 256
     """Most requests in flight per server."""
+    reasoning_tags: Annotated[ReasoningTags | None, CountedBy(tags_if_given)] = None
+    """Opening and closing tag of thinking that comes inside the text, such as ["<think>", "</think>"]: it is split off
+    when an answer is read, so that another rule re-reads the stored answers without a request. None: no rule."""
+    price: Annotated[TokenPrice | None, OPERATIONAL] = None
+    """What its tokens count as in a budget, in USD per million. None: nothing."""
 
     @field_validator("args")
     @classmethod
@@ -152,46 +158,6 @@ class VllmTeacher(LocalModel):
             if SECRET_WORDS.intersection(name.upper().split("_")):
                 raise ValueError(f"{name} looks like a secret: export it in the shell, the server inherits it")
         return env
-
-
-class OpenAITeacher(ConfigModel):
-    """A teacher behind any URL that speaks the OpenAI chat-completions format.
-
-    It is asked directly: proxies in the environment (HTTPS_PROXY) are not used, so that keys go to its host only.
-    """
-
-    kind: Literal["openai"]
-    """An OpenAI-compatible API."""
-    base_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$"), OPERATIONAL]
-    """URL up to and including `/v1`. Plain http is accepted for this machine only."""
-    provider: Name
-    """Who answers ("openai", "together", "our-vllm"): with `model` the teacher's identity, so that moving to
-    another URL of the same provider keeps the answers already paid for."""
-    model: str
-    """The model's name as the API knows it."""
-    api_key: Annotated[SecretRef | None, OPERATIONAL] = None
-    """Reference to an environment variable, `${env:NAME}`; never the key itself."""
-    license: str = "unknown"
-    """Name of the terms that its answers come under."""
-    concurrency: Annotated[int, Field(ge=1), OPERATIONAL] = 64
-    """Most requests in flight."""
-    max_tokens_field: Annotated[Literal["max_tokens", "max_completion_tokens"], OPERATIONAL] = "max_tokens"
-    """Name under which the API takes the cap; OpenAI's reasoning models want `max_completion_tokens`."""
-
-    @property
-    def key_variable(self) -> str | None:
-        """The environment variable that holds the key; None: no key is sent."""
-        return None if self.api_key is None else self.api_key.removeprefix("${env:").removesuffix("}")
-
-    @field_validator("base_url")
-    @classmethod
-    def _key_and_prompts_travel_encrypted(cls, base_url: str) -> str:
-        url = urlsplit(base_url)
-        if url.username is not None or url.password is not None:
-            raise ValueError("a URL must not hold a user or password; use `api_key: ${env:NAME}`")
-        if url.scheme == "http" and not is_loopback(url.hostname or ""):
-            raise ValueError("plain http is accepted for this machine only (localhost, 127.0.0.1, ::1); use https")
-        return base_url.rstrip("/")
 
 
 class ReplayTeacher(ConfigModel):
@@ -217,17 +183,9 @@ class ReplayTeacher(ConfigModel):
     """Column with the finish reason. None: all rows are taken as complete ("stop")."""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a URL's host names this machine; other names are not resolved, so they are not."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-Teacher = Annotated[VllmTeacher | OpenAITeacher | ReplayTeacher, Field(discriminator="kind")]
+Teacher = Annotated[
+    VllmTeacher | OpenAITeacher | AnthropicTeacher | GeminiTeacher | ReplayTeacher, Field(discriminator="kind")
+]
 
 
 class Sampling(ConfigModel):
@@ -275,3 +233,5 @@ class GenerateConfig(ConfigModel):
     """Counts in every request key: another number draws all answers anew."""
     retry: Retry = Retry()
     """Retry policy."""
+    outbound: Annotated[OutboundConfig | None, CountedBy(outbound_that_counts)] = OutboundConfig()
+    """What is looked for in prompts before they leave this machine for an API."""

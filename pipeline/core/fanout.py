@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from threading import Event
 from typing import TypeVar
 
-from pipeline.core.config import FanoutConfig, InProcess
+from pipeline.core.config_fanout import FanoutConfig, InProcess
 from pipeline.core.stage import Fanout
 
 S = TypeVar("S")

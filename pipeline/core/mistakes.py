@@ -94,7 +94,7 @@ def booleans_as_numbers(data: Any, read: Any, path: KeyPath = ()) -> Iterator[Mi
         for name, item in data.items():
             child = getattr(read, name) if isinstance(read, BaseModel) else read[name]
             yield from booleans_as_numbers(item, child, (*path, name))
-    elif isinstance(data, bool) and not isinstance(read, bool):
+    elif isinstance(data, bool) and isinstance(read, int | float) and not isinstance(read, bool):
         yield Mistake(path, "give a number, not yes or no")
 
 

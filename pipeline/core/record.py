@@ -69,7 +69,7 @@ RECORD_SCHEMA = pa.schema(
 )
 """Rows from `generate` on, in the order of (prompt_set, prompt_id, sample); `dataset` orders anew. Token counts are
 the teacher's, null where it gave none. `verified` is null where nothing was compared. `flags`: what was done to the
-text (`sanitized`: a lone surrogate became U+FFFD; `nul`: it holds NUL)."""
+text (`sanitized`: a lone surrogate became U+FFFD; `nul`: it holds NUL; `redacted`: see text/outbound.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_base import LocalModel
-from pipeline.core.config_teacher import OpenAITeacher, VllmTeacher
+from pipeline.core.config_budget import Spending
+from pipeline.core.config_refusals import thinking_refusals
+from pipeline.core.config_teacher import VllmTeacher
 from pipeline.core.errors import UsageError
 from pipeline.core.lineage import CODE_FILES, OTHER_WEIGHTS, Manifest
 from pipeline.core.load import read_yaml, require_test_answers
 from pipeline.runner.plan import plan
 from pipeline.runner.session import Session
 from pipeline.runner.steps import Step, plan_steps
+from pipeline.teacher.prices import price_of
+from pipeline.teacher.spending import check_priced
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +52,13 @@ def check_before_start(session: Session, steps: Sequence[Step], *, force: bool =
         if isinstance(teacher, VllmTeacher):
             own_template = any(arg.startswith(("--chat-template", "--tokenizer-mode")) for arg in teacher.args)
             check_model(teacher, f"{path}: teachers.{name}.model", own_template=own_template)
-        if isinstance(teacher, OpenAITeacher):
+        if isinstance(teacher, ApiTeacher):
             _check_key(session, teacher, steps, force=force)
+            check_priced(Spending(teacher=name, budget=config.budget), price_of(teacher))
+        if "evaluate" in kinds:
+            for refusal in thinking_refusals(teacher, config.evaluate.max_tokens, "evaluate.max_tokens"):
+                todo = "raise it, or stop before the evaluation: --until train"
+                raise UsageError(refusal, where=f"{path}: teachers.{name}.thinking_tokens", todo=todo)
     if kinds & {"train", "evaluate"}:
         check_model(config.student, f"{path}: student.model")
     if "train" in kinds:
@@ -147,7 +157,7 @@ def _check_writable(folder: Path, where: str, todo: str) -> None:
         raise UsageError("the folder cannot be written", where=where, todo=todo)
 
 
-def _check_key(session: Session, teacher: OpenAITeacher, steps: Sequence[Step], *, force: bool) -> None:
+def _check_key(session: Session, teacher: ApiTeacher, steps: Sequence[Step], *, force: bool) -> None:
     """Refuse to start without the teacher's key where it is needed for certain; warn where it may be."""
     variable = teacher.key_variable
     if variable is None or os.environ.get(variable, "").strip():

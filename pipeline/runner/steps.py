@@ -7,7 +7,10 @@ from typing import cast
 
 from pipeline.core import config as c
 from pipeline.core.config_base import ConfigModel
-from pipeline.core.config_teacher import Teacher
+from pipeline.core.config_budget import Spending
+from pipeline.core.config_outbound import guard_towards
+from pipeline.core.config_refusals import takes_temperature
+from pipeline.core.config_teacher import GenerateConfig, Teacher
 from pipeline.core.stage import StageModule
 
 
@@ -35,12 +38,22 @@ def _teacher(run: c.RunConfig) -> Teacher:
     return run.teachers[run.generate.teacher]
 
 
+def _generate(run: c.RunConfig) -> GenerateConfig:
+    """With the guard only where a prompt leaves this machine, so that it counts in no other key."""
+    outbound = guard_towards(run.generate.outbound, _teacher(run).kind)
+    return run.generate.model_copy(update={"outbound": outbound})
+
+
+def _spending(run: c.RunConfig) -> Spending:
+    return Spending(run=run.name, teacher=run.generate.teacher, budget=run.budget)
+
+
 STAGES = (
     StageSpec("prompts", (), lambda run: c.PromptsStep(prompts=run.prompts)),
     StageSpec(
         "generate",
         ("prompts",),
-        lambda run: c.GenerateStep(generate=run.generate, teacher=_teacher(run)),
+        lambda run: c.GenerateStep(generate=_generate(run), teacher=_teacher(run), spending=_spending(run)),
         samples=True,
     ),
     StageSpec("filter", ("generate",), lambda run: c.FilterStep(filter=run.filter)),
@@ -51,7 +64,13 @@ STAGES = (
         "evaluate",
         ("train", "prompts"),
         lambda run: c.EvaluateStep(
-            evaluate=run.evaluate, teacher=_teacher(run), student=run.student, retry=run.generate.retry
+            evaluate=run.evaluate,
+            teacher=_teacher(run),
+            student=run.student,
+            retry=run.generate.retry,
+            greedy_teacher=takes_temperature(_teacher(run), run.generate.sampling),
+            outbound=guard_towards(run.generate.outbound, _teacher(run).kind),
+            spending=_spending(run),
         ),
         samples=True,
     ),

@@ -14,11 +14,14 @@ import aiohttp
 
 from pipeline.core.config_teacher import Retry, Sampling
 from pipeline.core.errors import Incomplete
+from pipeline.teacher.budget import surely_free
 from pipeline.teacher.complaints import abort_error, refused_error
 from pipeline.teacher.endpoint import Endpoint
+from pipeline.teacher.gate import Entrance, Outcome, Ticket
 from pipeline.teacher.recorder import Recorder, now_ms
 from pipeline.teacher.request import Request
-from pipeline.teacher.segment import Stored
+from pipeline.teacher.segment import Ended, Stored
+from pipeline.teacher.spending import Hold, Purse
 from pipeline.teacher.transport import Raw, send
 from pipeline.teacher.verdict import (
     BAD_PAYLOAD,
@@ -32,7 +35,7 @@ from pipeline.teacher.verdict import (
     snippet,
     why_unconnected,
 )
-from pipeline.teacher.wire import Ask
+from pipeline.teacher.wire import clean
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,9 @@ STRIKES = 3
 """Completions without content after which a row is rejected."""
 REFUSALS_IN_A_ROW = 20
 """Refused requests, without an answer in between, that show a wrong config or key."""
-RESTART_POLL_S = 0.25
+BYTES_PER_TOKEN = 4
+"""A guess, for rates only: what a reply says corrects it."""
+REQUEST_ID_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,26 @@ class Tries:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempted:
+    """What came of one attempt.
+
+    Attributes:
+        number: of the attempt, in the response store.
+        hold: what was reserved for it.
+        raw: the response; None: there is no complete one.
+        left: False if no connection came about.
+        request_id: under which the provider knows it.
+    """
+
+    number: int
+    hold: Hold
+    raw: Raw | None
+    verdict: Verdict
+    left: bool = True
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A refusal that is not believed yet."""
 
@@ -90,9 +115,11 @@ class Client:
 
     Attributes:
         session: see `open_session`.
-        endpoints: where to send; the least loaded gets the next request.
+        endpoints: where to send; all serve one model in one format.
+        entrance: the line in front of them; the least loaded that lets somebody in gets the next request.
         teacher: identity of the teacher, stored with each answer.
         sampling, retry: from the config.
+        purse: the budget that requests count in.
         room: most tokens of prompt and completion together, stored with each answer.
         proven: whether this teacher has answered anything yet, in this run or before.
         retries: class of failure -> how often something was tried again.
@@ -103,10 +130,12 @@ class Client:
 
     session: aiohttp.ClientSession
     endpoints: Sequence[Endpoint]
+    entrance: Entrance
     recorder: Recorder
     teacher: str
     sampling: Sampling
     retry: Retry
+    purse: Purse
     room: int | None = None
     proven: bool = False
     retries: Counter[str] = field(default_factory=Counter)
@@ -124,20 +153,25 @@ class Client:
         """
         tries = Tries()
         while True:
-            endpoint = await self._pick(tries)
-            async with endpoint.limit.slot() as window:
-                if self.is_closed:
+            body = self._body(request)
+            async with self.entrance.admit(len(body) // BYTES_PER_TOKEN, self.sampling.max_tokens) as ticket:
+                endpoint = self.endpoints[ticket.index]
+                if tries.first_failure is not None:
+                    tries.asked_to_wait += ticket.waited_s  # a place in a line is no failure
+                hold = None if self.is_closed else await self._reserve(body)
+                if hold is None:
+                    ticket.settle(Outcome.UNSENT)
                     return Settled(gave_up="stopped")
                 with self._noting_flight():
-                    raw, verdict, attempt = await self._attempt(endpoint, request)
-                    self._adapt(endpoint, window, verdict)
-                    settled = await self._conclude(endpoint, request, raw, verdict, attempt, tries)
+                    attempt = await self._attempt(endpoint, request, body, hold)
+                    self._adapt(endpoint, ticket, attempt)
+                    settled = await self._conclude(endpoint, request, attempt, tries)
             if settled is not None:
                 return settled
-            wait = self._time_to_wait(endpoint, tries, verdict)
+            wait = self._time_to_wait(endpoint, tries, attempt.verdict)
             if wait is None:
-                return await self._give_up(endpoint, request, raw, verdict, tries)
-            self.retries[verdict.reason] += 1
+                return await self._give_up(endpoint, request, attempt, tries)
+            self.retries[attempt.verdict.reason] += 1
             await asyncio.sleep(wait)  # no slot is held meanwhile
 
     @property
@@ -157,86 +191,123 @@ class Client:
 
     def silent_s(self) -> float:
         """Seconds for which no endpoint has answered although asked; 0 while any does, or all are restarting."""
-        return min((endpoint.limit.silent_s for endpoint in self.endpoints if endpoint.up), default=0.0)
+        open_gates = (endpoint.gate for endpoint in self.endpoints if not endpoint.gate.is_shut)
+        return min((gate.limit.silent_s for gate in open_gates), default=0.0)
 
-    async def _pick(self, tries: Tries) -> Endpoint:
-        """The least loaded endpoint; waits while all of them are being restarted, which costs no budget."""
-        while not (up := [endpoint for endpoint in self.endpoints if endpoint.up]):
-            await asyncio.sleep(RESTART_POLL_S)
-            tries.asked_to_wait += RESTART_POLL_S
-        return up[0] if len(up) == 1 else min(up, key=lambda endpoint: endpoint.limit.load)
+    def _body(self, request: Request) -> bytes:
+        """The JSON of a request: one for all endpoints, which serve one model in one format."""
+        endpoint = self.endpoints[0]
+        return endpoint.wire.body(endpoint.ask(request.messages, self.sampling))
 
-    async def _attempt(self, endpoint: Endpoint, request: Request) -> tuple[Raw | None, Verdict, int]:
-        key = endpoint.read_key()
-        attempt = await self.recorder.intend(bytes.fromhex(request.key), self.sampling.max_tokens)
-        ask = Ask(endpoint.model, request.messages, self.sampling, endpoint.max_tokens_field)
+    async def _reserve(self, body: bytes) -> Hold | None:
+        """Hold the worst case of an attempt; None if no request may leave any more.
+
+        Raises:
+            Incomplete: the budget is reached.
+        """
         try:
-            raw = await send(self.session, endpoint.url, endpoint.wire.headers(key), key, endpoint.wire.body(ask))
+            hold = await self.purse.reserve(body, self.sampling.max_tokens)
+        except Incomplete:
+            self.draining = True  # before those that wait for our slot are let in
+            raise
+        if not self.is_closed:
+            return hold
+        self.purse.release(hold)
+        return None
+
+    async def _attempt(self, endpoint: Endpoint, request: Request, body: bytes, hold: Hold) -> Attempted:
+        key = endpoint.read_key()
+        wanted, cap = bytes.fromhex(request.key), self.sampling.max_tokens
+        number = await self.recorder.intend(wanted, cap, hold.nano, hold.worst.tokens)
+        try:
+            raw = await send(self.session, endpoint.url, endpoint.wire.headers(key), key, body)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            is_timeout = isinstance(error, TimeoutError)
+            verdict = judge_transport("timeout" if is_timeout else "connection", why_unconnected(error))
+            return Attempted(number, hold, None, verdict, left=False)
         except TimeoutError:
-            return None, judge_transport("timeout", f"no answer within {self.retry.timeout_s:g} s"), attempt
+            verdict = judge_transport("timeout", f"no answer within {self.retry.timeout_s:g} s")
+            return Attempted(number, hold, None, verdict)
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
-            return None, judge_transport("cut_body", "the connection ended before the answer did"), attempt
+            verdict = judge_transport("cut_body", "the connection ended before the answer did")
+            return Attempted(number, hold, None, verdict)
         except (aiohttp.ClientError, OSError) as error:
-            return None, judge_transport("connection", why_unconnected(error)), attempt
+            return Attempted(number, hold, None, judge_transport("connection", why_unconnected(error)))
         if raw is None:
-            return None, Verdict(Action.REJECT, "oversize"), attempt
+            return Attempted(number, hold, None, Verdict(Action.REJECT, "oversize"))
         verdict = judge(endpoint.wire.read, raw.status, raw.headers, raw.body)
-        return raw, about_this_row(verdict) if self.proven else verdict, attempt
+        verdict = about_this_row(verdict) if self.proven else verdict
+        return Attempted(number, hold, raw, verdict, request_id=_request_id(raw, key))
 
-    def _adapt(self, endpoint: Endpoint, window: int, verdict: Verdict) -> None:
+    def _adapt(self, endpoint: Endpoint, ticket: Ticket, attempt: Attempted) -> None:
         """Let the outcome change how much this endpoint gets."""
-        if verdict.action in (Action.ANSWER, Action.REJECT):
-            endpoint.limit.succeeded()
-            self._answered += 1
-        elif verdict.overload:
-            endpoint.limit.overloaded(window)
-        else:
-            # The first failure since an answer, not each of hundreds; what stops everything has an error of its own.
-            if endpoint.limit.silent_s == 0.0 and verdict.action is not Action.ABORT:
-                what, budget = f"{verdict.reason}: {verdict.detail}", self.retry.budget_s
-                log.warning("%s does not answer (%s); trying again for up to %g s", endpoint.url, what, budget)
-            endpoint.limit.failed()
+        verdict, gate = attempt.verdict, endpoint.gate
+        self._answered += verdict.action in (Action.ANSWER, Action.REJECT)
+        outcome = outcome_of_attempt(verdict)
+        # The first failure since an answer, not each of hundreds; what stops everything has an error of its own.
+        is_outage = outcome in (Outcome.FAILED, Outcome.NONSENSE) and verdict.action is not Action.ABORT
+        if is_outage and gate.limit.silent_s == 0.0:
+            what, budget = f"{verdict.reason}: {verdict.detail}", self.retry.budget_s
+            log.warning("%s does not answer (%s); trying again for up to %g s", endpoint.url, what, budget)
+        reply = verdict.reply
+        used = (None, None) if reply is None else (reply.prompt_tokens, reply.completion_tokens)
+        ticket.settle(outcome, *(used if attempt.left else (0, 0)))
+        if attempt.raw is not None:
+            gate.observe(attempt.raw.headers)
         if verdict.retry_after is not None:
-            endpoint.limit.pause(min(verdict.retry_after, self.retry.budget_s))  # for all rows, not only this one
+            gate.pause(min(verdict.retry_after, self.retry.budget_s))  # for all rows, not only this one
 
-    async def _conclude(
-        self, endpoint: Endpoint, request: Request, raw: Raw | None, verdict: Verdict, attempt: int, tries: Tries
-    ) -> Settled | None:
+    async def _conclude(self, endpoint: Endpoint, request: Request, attempt: Attempted, tries: Tries) -> Settled | None:
         """Store what ends a request; None if it is to be tried again."""
+        raw, verdict = attempt.raw, attempt.verdict
         match verdict.action:
             case Action.ANSWER:
-                await self.recorder.settle(attempt, "answer", self._stored(endpoint, request, raw, None))
+                await self._end(attempt, "answer", self._stored(endpoint, request, raw, None))
                 self.proven = True
-                await self._believe([held for held in self._held if held.reason != FORBIDDEN or held.attempt < attempt])
+                before = attempt.number
+                await self._believe([held for held in self._held if held.reason != FORBIDDEN or held.attempt < before])
                 return Settled(tokens=0 if verdict.reply is None else verdict.reply.completion_tokens or 0)
             case Action.REJECT:
                 explicit = verdict.reason if raw is None or verdict.reason == FORBIDDEN else None
-                await self._refuse(attempt, self._stored(endpoint, request, raw, explicit), verdict, endpoint)
+                await self._refuse(attempt, self._stored(endpoint, request, raw, explicit), endpoint)
                 log.warning("%s refused: %s %s", request.prompt_id, verdict.reason, verdict.detail)
                 return Settled(rejected=verdict.reason)
             case Action.ABORT:
                 self.draining = True  # before those that wait for our slot are let in
-                await self.recorder.settle(attempt, "abort")
+                await self._end(attempt, "abort")
                 raise abort_error(endpoint, verdict)
             case Action.STRIKE if tries.strikes + 1 >= STRIKES:
-                stored = self._stored(endpoint, request, raw, verdict.reason)
-                await self.recorder.settle(attempt, "reject", stored)
+                await self._end(attempt, "reject", self._stored(endpoint, request, raw, verdict.reason))
                 log.warning("%s has no usable answer: %s %s", request.prompt_id, verdict.reason, verdict.detail)
                 return Settled(rejected=verdict.reason)
             case _:
                 tries.strikes += verdict.action is Action.STRIKE
-                await self.recorder.settle(attempt, f"retry:{verdict.reason}")
+                await self._end(attempt, f"retry:{verdict.reason}")
                 return None
 
-    async def _refuse(self, attempt: int, stored: Stored, verdict: Verdict, endpoint: Endpoint) -> None:
+    async def _end(self, attempt: Attempted, outcome: str, answer: Stored | None = None) -> None:
+        """Note how an attempt ended and what it came to; only then what was held for it is free."""
+        status = None if attempt.raw is None else attempt.raw.status
+        reply = attempt.verdict.reply
+        if not attempt.left or (status is not None and surely_free(status)):
+            used: tuple[int | None, int | None] = (0, 0)
+        else:
+            used = (None, None) if reply is None else (reply.prompt_tokens, reply.completion_tokens)
+        cost = self.purse.cost(attempt.hold, *used)
+        ended = Ended(attempt.number, outcome, status, *used, cost, attempt.request_id)
+        await self.recorder.settle(ended, answer)
+        self.purse.settle(attempt.hold, ended)
+
+    async def _refuse(self, attempt: Attempted, stored: Stored, endpoint: Endpoint) -> None:
         """Store a refused row. `bad_request` is held back until the teacher has answered anything at all: before that
         the fault may be the config's, and a stored refusal would outlive its correction. `forbidden` is held back
         until a request that left later is answered: a key that was withdrawn meanwhile looks the same."""
+        verdict = attempt.verdict
         if verdict.reason != FORBIDDEN and (verdict.reason != "bad_request" or self.proven):
-            await self.recorder.settle(attempt, "reject", stored)
+            await self._end(attempt, "reject", stored)
             return
-        self._held.append(Held(attempt, verdict.reason, stored))
-        await self.recorder.settle(attempt, "reject")
+        self._held.append(Held(attempt.number, verdict.reason, stored))
+        await self._end(attempt, "reject")
         if len(self._held) < REFUSALS_IN_A_ROW:
             return
         if verdict.reason == FORBIDDEN:
@@ -259,13 +330,12 @@ class Client:
         finally:
             self.in_flight.discard(task)
 
-    async def _give_up(
-        self, endpoint: Endpoint, request: Request, raw: Raw | None, verdict: Verdict, tries: Tries
-    ) -> Settled:
+    async def _give_up(self, endpoint: Endpoint, request: Request, attempt: Attempted, tries: Tries) -> Settled:
         """The time budget is used up: the row stays pending, unless others were answered while it got nonsense."""
+        verdict = attempt.verdict
         if verdict.reason != BAD_PAYLOAD or self._answered == tries.answered_before:
             return Settled(gave_up=verdict.reason)
-        await self.recorder.keep(self._stored(endpoint, request, raw, BAD_PAYLOAD))
+        await self.recorder.keep(self._stored(endpoint, request, attempt.raw, BAD_PAYLOAD))
         log.warning("%s has no usable answer: %s", request.prompt_id, verdict.detail)
         return Settled(rejected=BAD_PAYLOAD)
 
@@ -304,3 +374,22 @@ class Client:
             body=b"" if raw is None else raw.body,
             room=self.room,
         )
+
+
+def outcome_of_attempt(verdict: Verdict) -> Outcome:
+    """What the end of an attempt says about the endpoint. A completion without content is the model's doing."""
+    if verdict.action in (Action.ANSWER, Action.REJECT, Action.STRIKE):
+        return Outcome.ANSWERED
+    if verdict.reason == "rate_limited":
+        return Outcome.BUSY
+    if verdict.reason == BAD_PAYLOAD:
+        return Outcome.NONSENSE
+    return Outcome.OVERLOADED if verdict.overload else Outcome.FAILED
+
+
+def _request_id(raw: Raw, key: str | None) -> str | None:
+    """The provider's name of a request, without our key should it hold that."""
+    given = raw.headers.get("x-request-id") or raw.headers.get("request-id")
+    if given is None:
+        return None
+    return clean(given if key is None else given.replace(key, "***"))[:REQUEST_ID_CHARS]

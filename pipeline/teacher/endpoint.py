@@ -1,14 +1,27 @@
 """Where requests go: a URL, the name its model has there, and the reference to its key."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
-from pipeline.core.config_teacher import OpenAITeacher
+from pipeline.core.config_api import AnthropicTeacher, ApiTeacher, GeminiTeacher, OpenAITeacher
+from pipeline.core.config_limits import Limits
+from pipeline.core.config_teacher import Sampling
 from pipeline.core.errors import UsageError
+from pipeline.core.record import Message
+from pipeline.teacher.breaker import CircuitBreaker
+from pipeline.teacher.gate import Gate
 from pipeline.teacher.limits import AdaptiveLimit
-from pipeline.teacher.wire import Wire
+from pipeline.teacher.rates import RateLimiter
+from pipeline.teacher.wire import DEFAULT_THINKING, Ask, Thinking, Wire
+from pipeline.teacher.wires.anthropic import ANTHROPIC
+from pipeline.teacher.wires.gemini import GEMINI
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
+
+WIRE_OF_KIND: Final = {"openai": OPENAI_CHAT, "anthropic": ANTHROPIC, "gemini": GEMINI}
+"""The format of each kind of API teacher."""
 
 
 @dataclass(slots=True)
@@ -21,9 +34,9 @@ class Endpoint:
         model: name of the model there.
         engine: server and version, where known; recorded with each answer, part of no key.
         key_variable: environment variable with the API key; None: no key is sent.
-        limit: how many requests it gets at a time.
+        gate: what a request must pass before it may leave.
         max_tokens_field: name under which it takes the cap.
-        up: False while the server is being restarted.
+        thinking: how much its model is asked to think.
     """
 
     url: str
@@ -31,14 +44,18 @@ class Endpoint:
     model: str
     engine: str
     key_variable: str | None
-    limit: AdaptiveLimit
+    gate: Gate
     max_tokens_field: str = "max_tokens"
-    up: bool = True
+    thinking: Thinking = DEFAULT_THINKING
 
     @property
     def host(self) -> str:
         """Host and port, for messages: a URL's path may hold account names."""
         return urlsplit(self.url).netloc
+
+    def ask(self, messages: Sequence[Message], sampling: Sampling) -> Ask:
+        """One conversation, to be asked here."""
+        return Ask(self.model, messages, sampling, self.max_tokens_field, self.thinking)
 
     def read_key(self) -> str | None:
         """The API key, read now from the environment and kept nowhere.
@@ -55,14 +72,22 @@ class Endpoint:
         return key
 
 
-def api_endpoint(teacher: OpenAITeacher) -> Endpoint:
+def open_gate(concurrency: int, limits: Limits) -> Gate:
+    """The gate of one endpoint that gets at most so many requests at a time."""
+    return Gate(AdaptiveLimit(concurrency), RateLimiter(limits), CircuitBreaker())
+
+
+def api_endpoint(teacher: ApiTeacher) -> Endpoint:
     """The endpoint of an API teacher."""
+    wire = WIRE_OF_KIND[teacher.kind]
+    budget = teacher.thinking_tokens if isinstance(teacher, AnthropicTeacher | GeminiTeacher) else None
     return Endpoint(
-        url=OPENAI_CHAT.url(teacher.base_url, teacher.model),
-        wire=OPENAI_CHAT,
+        url=wire.url(teacher.base_url, teacher.model),
+        wire=wire,
         model=teacher.model,
         engine="",
         key_variable=teacher.key_variable,
-        limit=AdaptiveLimit(teacher.concurrency),
-        max_tokens_field=teacher.max_tokens_field,
+        gate=open_gate(teacher.concurrency, teacher.limits),
+        max_tokens_field=teacher.max_tokens_field if isinstance(teacher, OpenAITeacher) else "max_tokens",
+        thinking=Thinking(budget, teacher.reasoning_effort),
     )

@@ -12,15 +12,22 @@ from typing import Any
 
 import uvloop
 
-from pipeline.core.config_teacher import OpenAITeacher, Retry, VllmTeacher
+from pipeline.core.config_api import ApiTeacher
+from pipeline.core.config_budget import Spending
+from pipeline.core.config_teacher import Retry, VllmTeacher
 from pipeline.core.errors import Incomplete, PipelineError
-from pipeline.core.stage import Context, check_cancelled
+from pipeline.core.stage import Context, Json, check_cancelled
+from pipeline.teacher.accounts import spent_by
+from pipeline.teacher.budget import Amount
 from pipeline.teacher.client import Client, Settled
 from pipeline.teacher.endpoint import Endpoint
+from pipeline.teacher.gate import Entrance
+from pipeline.teacher.prices import Price, price_of
 from pipeline.teacher.recorder import Recorder
 from pipeline.teacher.request import Asked, Request
 from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.server import serving
+from pipeline.teacher.spending import Purse, check_priced
 from pipeline.teacher.transport import open_session
 
 log = logging.getLogger(__name__)
@@ -60,29 +67,39 @@ class Counts:
 
 def fetch_missing(
     store: ResponseStore,
-    teacher: VllmTeacher | OpenAITeacher,
+    teacher: VllmTeacher | ApiTeacher,
     asked: Asked,
     retry: Retry,
     requests: Iterable[Request],
     ctx: Context,
+    spending: Spending,
 ) -> Counts:
     """Make sure that each request has a stored answer or refusal; starts no server when all of them have.
 
     Raises:
-        Incomplete: rows stay pending; what was answered is stored.
-        UsageError: the teacher cannot be asked like this at all.
+        Incomplete: rows stay pending, or the budget is reached; what was answered is stored.
+        UsageError: the teacher cannot be asked like this at all, or money is capped and its price unknown.
         Interrupted: a signal asked us to stop; requests in flight had `GRACE_S` seconds to finish.
     """
+    price = price_of(teacher)
+    check_priced(spending, price)
     lookup = _look_up(store, asked, requests)
     counts = Counts()
     for looked in lookup:
         check_cancelled(ctx)
         if looked.misses:
-            fetch = Fetch(store, teacher, asked, retry, ctx, counts, lookup)
+            purse = Purse(spending, price, _spent(spending, price, ctx), ctx.resume_command)
+            recorder = Recorder(store, spending.run, spending.teacher)
+            fetch = Fetch(store, teacher, asked, retry, ctx, counts, lookup, recorder, purse)
             _run_in_loop(fetch.run(looked))
             break
         fetch_hits(looked, counts, ctx)
     return counts
+
+
+def _spent(spending: Spending, price: Price | None, ctx: Context) -> dict[str | None, Amount]:
+    """What the run has spent so far, where that matters."""
+    return spent_by(ctx.data / "responses", spending.run, spending.teacher, price) if spending.is_capped else {}
 
 
 def fetch_hits(looked: Looked, counts: Counts, ctx: Context) -> None:
@@ -112,15 +129,18 @@ class Fetch:
     def __init__(
         self,
         store: ResponseStore,
-        teacher: VllmTeacher | OpenAITeacher,
+        teacher: VllmTeacher | ApiTeacher,
         asked: Asked,
         retry: Retry,
         ctx: Context,
         counts: Counts,
         lookup: Iterator[Looked],
+        recorder: Recorder,
+        purse: Purse,
     ) -> None:
         self._store, self._teacher, self._asked, self._retry = store, teacher, asked, retry
         self._ctx, self._counts, self._lookup = ctx, counts, lookup
+        self._recorder, self._purse = recorder, purse
         self._rows_of: Counter[str] = Counter()
         """Rows behind each key that is queued or asked for now."""
         self._settled_lately: dict[str, Settled] = {}
@@ -132,7 +152,9 @@ class Fetch:
             client = Client(
                 session=session,
                 endpoints=served.endpoints,
-                recorder=Recorder(self._store),
+                entrance=Entrance([endpoint.gate for endpoint in served.endpoints]),
+                recorder=self._recorder,
+                purse=self._purse,
                 teacher=self._asked.identity,
                 sampling=self._asked.sampling,
                 room=self._asked.room,
@@ -144,13 +166,13 @@ class Fetch:
                 await self._work(client, first, served.supervise())
             finally:
                 retries: dict[str, Any] = dict(sorted(client.retries.items()))
-                self._ctx.events.emit(
-                    "teacher_asked", asked=self._counts.asked, hits=self._counts.hits, retries=retries
-                )
+                facts: dict[str, Json] = {"asked": self._counts.asked, "hits": self._counts.hits, "retries": retries}
+                self._ctx.events.emit("teacher_asked", **facts, **self._purse.report())
+                log.info("%s: %s", self._ctx.step, self._purse.summary())
 
     async def _work(self, client: Client, first: Looked, supervise: Coroutine[Any, Any, None]) -> None:
         queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=QUEUE_ROWS)
-        count = sum(2 * endpoint.limit.maximum for endpoint in client.endpoints)  # as many may wait as are in flight
+        count = 2 * sum(endpoint.gate.limit.maximum for endpoint in client.endpoints)  # half of them may wait
         workers = [asyncio.create_task(self._ask(client, queue)) for _ in range(count)]
         producer = asyncio.create_task(self._produce(first, queue, count))
         finished = asyncio.gather(producer, *workers)

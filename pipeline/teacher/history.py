@@ -13,10 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.teacher.audit import has_tables, reading
-from pipeline.teacher.segment import segment_paths
+from pipeline.teacher.segment import attempt_columns, segment_paths
 
 ANSWER_COLUMNS = ("stored_ms", "cap", "model", "engine", "status", "rejected")
-ATTEMPT_COLUMNS = ("sent_ms", "cap", "outcome")
+SENT_COLUMNS = (
+    *("sent_ms", "cap", "outcome", "run", "teacher"),
+    *("status", "input_tokens", "output_tokens", "reserved", "cost", "request_id"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,20 @@ class Sent:
         time: UTC, ISO 8601.
         cap: `max_tokens` it was asked with.
         outcome: "answer", "reject", "retry:<class>" or "abort"; None: unknown, since the process died before.
+        run, teacher, status, input_tokens, output_tokens, reserved, cost, request_id: as in `segment.Attempt`.
     """
 
     time: str
     cap: int
     outcome: str | None
+    run: str | None = None
+    teacher: str | None = None
+    status: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    reserved: int | None = None
+    cost: int | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +69,8 @@ class Received:
 
 def attempts_of(folder: Path, key: bytes) -> tuple[Sent, ...]:
     """The attempts at a request, in order of time. Damaged files are passed over: `verify` names them."""
-    rows = sorted(_rows(folder, "attempts", ATTEMPT_COLUMNS, key), key=lambda row: row[0])
-    return tuple(Sent(_utc(sent), cap, outcome) for sent, cap, outcome in rows)
+    rows = sorted(_rows(folder, "attempts", SENT_COLUMNS, key), key=lambda row: row[0])
+    return tuple(Sent(_utc(sent), *rest) for sent, *rest in rows)
 
 
 def answers_of(folder: Path, key: bytes) -> tuple[Received, ...]:
@@ -72,12 +84,14 @@ def _rows(folder: Path, table: str, columns: tuple[str, ...], key: bytes) -> Ite
     for path in segment_paths(folder / "segments"):
         with suppress(sqlite3.Error), reading(path) as db:
             if has_tables(db):
-                yield from db.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE key = ?", (key,))
+                selected = ", ".join(columns) if table == "answers" else attempt_columns(db, columns)
+                yield from db.execute(f"SELECT {selected} FROM {table} WHERE key = ?", (key,))
     is_it = pc.field("key") == pa.scalar(key, pa.binary(32))
     for path in sorted((folder / table).glob("*.parquet")):
         with suppress(OSError, pa.ArrowException):
-            found = pq.read_table(path, columns=list(columns), filters=is_it)
-            yield from (tuple(row.values()) for row in found.to_pylist())
+            there = {*pq.read_schema(path).names}  # older files of attempts lack some
+            found = pq.read_table(path, columns=[name for name in columns if name in there], filters=is_it)
+            yield from (tuple(map(row.get, columns)) for row in found.to_pylist())
 
 
 def _utc(milliseconds: int) -> str:

@@ -1,20 +1,35 @@
 """How many requests one endpoint gets at a time: additive increase, multiplicative decrease."""
 
-import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from pipeline.teacher.line import Line, Wait
+
 FIRST_LIMIT = 32
 SMALLEST_LIMIT = 1.0
+CALM_S = 5.0
+"""Overloads that follow each other faster are one episode: only its first says how much was too much."""
+RECOVERY_S = 10.0
+"""Time in which the limit then climbs from the bottom to `SAFE_SHARE` of what was too much."""
+SAFE_SHARE = 0.9
+PATIENCE_S = 30.0
+"""After so long without an overload, what was too much once is old news: the limit doubles every `DOUBLING_S`."""
+DOUBLING_S = 4.0
+FEW_ANSWERS = 4
+"""An overload after fewer answers since the last one belongs to a storm, and tells nothing about the capacity."""
 
 
 class AdaptiveLimit:
     """A semaphore whose size follows what the endpoint can take.
 
-    It grows by one per success until the first overload (slow start), then by one per window of successes; an
-    overload halves it, once per window: the failures of requests that left before the last cut do not cut again.
+    It grows by one per success until the first overload (slow start), then by one per window of successes. An overload
+    halves it, once per window: the failures of requests that left before the last cut do not cut again, so that of a
+    burst of refusals the first one counts.
+
+    A storm of overloads leaves it at the bottom, from where one per window would take an hour with slow answers. When
+    it is calm again it therefore grows by the clock, however long answers take: first to just below the limit at which
+    the storm began, much later beyond it.
     Not safe to share between event loops.
 
     Attributes:
@@ -26,10 +41,13 @@ class AdaptiveLimit:
     def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.maximum = maximum
         self._clock = clock
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._line: Line[None, int] = Line(lambda _: self.take(), lambda _: self.give_back())
         self._slow_start = True
         self._cuts = 0
-        self._open_at = clock()
+        self._cut_at = self._grown_at = self._open_at = clock()
+        self._answers_since_cut = 0
+        self._window_after_cut = FEW_ANSWERS
+        self._too_much = float(maximum)
         self._silent_since: float | None = None
         self.in_flight = 0
         self.limit = float(min(FIRST_LIMIT, maximum))
@@ -37,7 +55,7 @@ class AdaptiveLimit:
     @property
     def load(self) -> float:
         """Share of the slots in use or waited for; compares endpoints."""
-        return (self.in_flight + len(self._waiters)) / self.limit
+        return (self.in_flight + len(self._line)) / self.limit
 
     @property
     def silent_s(self) -> float:
@@ -47,23 +65,37 @@ class AdaptiveLimit:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[int]:
         """Hold one slot; yields the window it belongs to, to be handed to `overloaded`."""
-        if self._waiters or not self._is_open():
-            await self._wait()
-        else:
-            self.in_flight += 1
+        window = await self._line.enter(None)
         try:
-            yield self._cuts
+            yield window
         finally:
-            self.in_flight -= 1
-            self._wake()
+            self.give_back()
+            self._line.wake()
+
+    def take(self) -> int | Wait:
+        """Take a slot without waiting: the window it belongs to. It must be given back."""
+        if self.in_flight >= int(self.limit):
+            return Wait()
+        paused_s = self._open_at - self._clock()
+        if paused_s > 0:
+            return Wait(paused_s)
+        self.in_flight += 1
+        return self._cuts
+
+    def give_back(self) -> None:
+        """Give back what `take` took."""
+        self.in_flight -= 1
 
     def succeeded(self) -> None:
         """The endpoint answered; an answer that says "this row is refused" counts too."""
         self._silent_since = None
+        self._answers_since_cut += 1
+        now = self._clock()
+        since_growth, self._grown_at = now - self._grown_at, now
         if self.in_flight + 1 < self.limit:
             return  # the limit was not what held us back
-        self.limit = min(self.maximum, self.limit + (1.0 if self._slow_start else 1.0 / self.limit))
-        self._wake()
+        self.limit = min(self.maximum, self.limit + self._growth(now, since_growth))
+        self._line.wake()
 
     def failed(self) -> None:
         """The endpoint did not answer, for a reason that says nothing about its load."""
@@ -75,9 +107,16 @@ class AdaptiveLimit:
         self.failed()
         if window != self._cuts:
             return
+        now = self._clock()
+        calm = now - self._cut_at >= CALM_S and self._answers_since_cut >= self._window_after_cut
+        if self._slow_start or calm:
+            self._too_much = self.limit
+        self._cut_at = self._grown_at = now
+        self._answers_since_cut = 0
         self._cuts += 1
         self._slow_start = False
         self.limit = max(SMALLEST_LIMIT, self.limit / 2)
+        self._window_after_cut = max(FEW_ANSWERS, int(self.limit))
 
     def forgive(self) -> None:
         """Forget failures so far: the endpoint was replaced."""
@@ -85,31 +124,19 @@ class AdaptiveLimit:
 
     def pause(self, seconds: float) -> None:
         """Let no request leave for so long; a pause that ends later stays."""
-        open_at = self._clock() + seconds
-        if open_at <= self._open_at:
-            return
-        self._open_at = open_at
-        asyncio.get_running_loop().call_later(seconds + 0.001, self._wake)
+        self._open_at = max(self._open_at, self._clock() + seconds)
 
-    def _is_open(self) -> bool:
-        return self.in_flight < int(self.limit) and self._clock() >= self._open_at
-
-    async def _wait(self) -> None:
-        """Queue up until `_wake` hands a slot over."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.in_flight -= 1
-                self._wake()
-            raise
-
-    def _wake(self) -> None:
-        """Hand free slots to those who wait, first come first served."""
-        while self._waiters and self._is_open():
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self.in_flight += 1
-                waiter.set_result(None)
+    def _growth(self, now: float, since_growth: float) -> float:
+        """What one success adds."""
+        if self._slow_start:
+            return 1.0
+        by_one_per_window = 1.0 / self.limit
+        calm_s = now - self._cut_at
+        safe = SAFE_SHARE * self._too_much
+        if calm_s >= PATIENCE_S:
+            by_the_clock = self.limit * (2 ** min(1.0, since_growth / DOUBLING_S) - 1)
+        elif calm_s >= CALM_S and self.limit < safe:
+            by_the_clock = min(safe - self.limit, safe * since_growth / RECOVERY_S)
+        else:
+            by_the_clock = 0.0
+        return max(by_one_per_window, by_the_clock)

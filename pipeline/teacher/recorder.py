@@ -5,7 +5,7 @@ import time
 
 from pipeline.core.errors import PipelineError
 from pipeline.teacher.responses import ResponseStore
-from pipeline.teacher.segment import Attempt, Stored
+from pipeline.teacher.segment import Attempt, Ended, Stored
 
 LARGEST_GROUP = 64
 """Rows per transaction: about 2 ms in which the event loop stands still."""
@@ -15,27 +15,31 @@ class Recorder:
     """Asynchronous front of a `ResponseStore`; each method returns once its row is committed.
 
     A failed write is raised to everybody whose row was in it.
+
+    Args:
+        run, teacher: names of the run that asks and of the teacher in its config, noted with each attempt.
     """
 
-    def __init__(self, store: ResponseStore) -> None:
-        self._store = store
+    def __init__(self, store: ResponseStore, run: str | None = None, teacher: str | None = None) -> None:
+        self._store, self._run, self._teacher = store, run, teacher
         self._next_attempt = 1
         self._committed: asyncio.Future[None] | None = None
         self._intents: list[Attempt] = []
-        self._outcomes: list[tuple[int, str]] = []
+        self._outcomes: list[Ended] = []
         self._answers: list[Stored] = []
 
-    async def intend(self, key: bytes, cap: int) -> int:
-        """Note that a request is about to leave; returns the attempt's number."""
-        attempt = Attempt(self._next_attempt, key, cap, now_ms())
+    async def intend(self, key: bytes, cap: int, reserved: int | None, reserved_tokens: int) -> int:
+        """Note that a request is about to leave, with its worst case; returns the attempt's number."""
+        number, sent_ms = self._next_attempt, now_ms()
+        attempt = Attempt(number, key, cap, sent_ms, None, self._run, self._teacher, reserved, reserved_tokens)
         self._next_attempt += 1
         self._intents.append(attempt)
         await self._commit()
         return attempt.id
 
-    async def settle(self, attempt: int, outcome: str, answer: Stored | None = None) -> None:
+    async def settle(self, ended: Ended, answer: Stored | None = None) -> None:
         """Note how an attempt ended, with the answer if there is one."""
-        self._outcomes.append((attempt, outcome))
+        self._outcomes.append(ended)
         if answer is not None:
             self._answers.append(answer)
         await self._commit()

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.core.config_api import AnthropicTeacher, ApiTeacher, GeminiTeacher
 from pipeline.core.config_base import LocalModel
 from pipeline.core.config_teacher import (
-    OpenAITeacher,
     ReplayTeacher,
     Sampling,
     Teacher,
@@ -48,6 +48,7 @@ class Asked:
         sampling: how tokens are drawn; its `max_tokens` is not part of any key.
         draw: another number draws all answers anew.
         room: most tokens of prompt and completion together, part of no key; None: the model's own limit, or unknown.
+        reasoning_effort: how much the model thinks, in the API's words; None: not told.
     """
 
     identity: str
@@ -55,6 +56,7 @@ class Asked:
     sampling: Sampling
     draw: int
     room: int | None = None
+    reasoning_effort: str | None = None
 
     @classmethod
     def of(cls, teacher: Teacher, sampling: Sampling, draw: int, cache: DigestCache) -> "Asked":
@@ -64,7 +66,8 @@ class Asked:
             UsageError: the teacher's files cannot be read.
         """
         room = teacher.max_model_len if isinstance(teacher, VllmTeacher) else None
-        return cls(teacher_identity(teacher, cache), output_flags(teacher), sampling, draw, room)
+        effort = teacher.reasoning_effort if isinstance(teacher, ApiTeacher) else None
+        return cls(teacher_identity(teacher, cache), output_flags(teacher), sampling, draw, room, effort)
 
     def request(self, prompt_set: str, prompt_id: str, sample: int, messages: Sequence[Message]) -> Request:
         """The request for one sample of a prompt."""
@@ -91,7 +94,7 @@ def request_key(asked: Asked, messages: Sequence[Message], sample: int) -> str:
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "stop": list(sampling.stop),
-            "reasoning_effort": None,
+            "reasoning_effort": asked.reasoning_effort,
             "draw": asked.draw,
             "sample": sample,
         }
@@ -100,6 +103,8 @@ def request_key(asked: Asked, messages: Sequence[Message], sample: int) -> str:
 
 def output_flags(teacher: Teacher) -> dict[str, Json]:
     """Settings of the engine, beside the weights, that change what it answers."""
+    if isinstance(teacher, AnthropicTeacher | GeminiTeacher) and teacher.thinking_tokens is not None:
+        return {"thinking_tokens": teacher.thinking_tokens}
     if not isinstance(teacher, VllmTeacher):
         return {}
     flags: dict[str, Json] = {"dtype": teacher.dtype, "quantization": teacher.quantization}
@@ -116,7 +121,7 @@ def teacher_identity(teacher: Teacher, cache: DigestCache) -> str:
     Raises:
         UsageError: the model's folder or the file is missing, or the hub cannot be reached.
     """
-    if isinstance(teacher, OpenAITeacher):
+    if isinstance(teacher, ApiTeacher):
         return digest_json({"provider": teacher.provider, "model": teacher.model})
     if isinstance(teacher, ReplayTeacher):
         path = _existing(teacher.path, "teachers.*.path")

@@ -1,8 +1,8 @@
-"""The response store, `data/responses/`: every answer that was ever received, by request key. Nothing deletes from it.
+"""The response store, `data/responses/`: every answer that was ever received, by request key. Only purge.py deletes.
 
 segments/   one SQLite file per writing process (segment.py), read by everybody
 answers/    folded segments: parquet sorted by key, named by the sha256 of the file
-attempts/   what was sent and how it ended, folded in the same way; an outcome of null is an unknown one
+attempts/   what was sent, how it ended and what it cost, folded in the same way; null is unknown
 damaged/    segments of dead processes that were not as they were written; what was intact in them is folded
 
 Private: files are readable by their owner only. Not covered: merging many small folded files into one; segments on a
@@ -32,8 +32,10 @@ from pipeline.core.lineage import file_sha256
 from pipeline.core.store import make_folder, sync_folder
 from pipeline.teacher.salvage import salvage
 from pipeline.teacher.segment import (
+    ATTEMPT_COLUMNS,
     Attempt,
     DeadSegment,
+    Ended,
     Segment,
     Stored,
     read_answers,
@@ -75,8 +77,18 @@ ATTEMPT_SCHEMA = pa.schema(
         ("cap", pa.int32()),
         ("sent_ms", pa.int64()),
         ("outcome", _NAMES),
+        ("run", _NAMES),
+        ("teacher", _NAMES),
+        ("reserved", pa.int64()),
+        ("reserved_tokens", pa.int64()),
+        ("status", pa.int16()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("cost", pa.int64()),
+        ("request_id", pa.string()),
     ]
 )
+"""Files that were written before attempts were priced lack the columns from `run` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +162,9 @@ class ResponseStore:
         answers: Sequence[Stored] = (),
         *,
         intents: Sequence[Attempt] = (),
-        outcomes: Sequence[tuple[int, str]] = (),
+        outcomes: Sequence[Ended] = (),
     ) -> None:
-        """Keep answers, attempts about to leave, and (attempt id, outcome) of those that ended, in one transaction.
+        """Keep answers, attempts about to leave, and how others ended, in one transaction.
 
         When it returns, all of it survives `kill -9`.
 
@@ -340,4 +352,4 @@ def _attempt_rows(path: Path) -> Iterator[tuple[object, ...]]:
 
 
 def _attempt_row(path: Path, attempt: Attempt) -> tuple[object, ...]:
-    return (path.stem, attempt.id, attempt.key, attempt.cap, attempt.sent_ms, attempt.outcome)
+    return (path.stem, *(getattr(attempt, name) for name in ATTEMPT_COLUMNS))

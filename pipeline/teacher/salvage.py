@@ -11,10 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline.core.errors import CorruptArtefact
-from pipeline.teacher.segment import COLUMNS, PAGE_BYTES, Attempt, Stored, open_segment, stored_of, text_of
+from pipeline.teacher.segment import (
+    ATTEMPT_COLUMNS,
+    COLUMNS,
+    OLD_ATTEMPT_COLUMNS,
+    PAGE_BYTES,
+    Attempt,
+    Stored,
+    open_segment,
+    stored_of,
+    text_of,
+)
 
 TABLE_LEAF: Final = 0x0D
 MOST_PAGES: Final = 2**32 - 2
@@ -158,9 +168,15 @@ def _answer(row: Sequence[Value]) -> Stored | None:
 
 
 def _attempt(number: int, row: Sequence[Value]) -> Attempt | None:
-    match row:
-        case [None, bytes(key), int(cap), int(sent_ms), str() | None as outcome] if len(key) == 32:
-            return Attempt(number, key, cap, sent_ms, outcome)
+    if len(row) not in (len(OLD_ATTEMPT_COLUMNS), len(ATTEMPT_COLUMNS)):
+        return None
+    match row[0], row[1:]:
+        case None, [bytes(key), int(cap), int(sent_ms), str() | None as outcome, *rest] if len(key) == 32:
+            texts = {"run", "teacher", "request_id"}
+            facts = dict(zip(ATTEMPT_COLUMNS[len(OLD_ATTEMPT_COLUMNS) :], rest, strict=False))
+            if all(isinstance(fact, (str if name in texts else int) | None) for name, fact in facts.items()):
+                given: dict[str, Any] = facts
+                return Attempt(number, key, cap, sent_ms, outcome, **given)
     return None
 
 

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,23 @@ CREATE TABLE answers (
   body BLOB NOT NULL, room INTEGER, check_sum INTEGER NOT NULL);
 CREATE INDEX answers_by_key ON answers (key);
 CREATE TABLE attempts (
-  id INTEGER PRIMARY KEY, key BLOB NOT NULL, cap INTEGER NOT NULL, sent_ms INTEGER NOT NULL, outcome TEXT);
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL, cap INTEGER NOT NULL, sent_ms INTEGER NOT NULL, outcome TEXT,
+  run TEXT, teacher TEXT, reserved INTEGER, reserved_tokens INTEGER, status INTEGER, input_tokens INTEGER,
+  output_tokens INTEGER, cost INTEGER, request_id TEXT);
 """
 COLUMNS = "key, cap, stored_ms, teacher, model, engine, wire, status, rejected, body, room, check_sum"
 """In the order of the table: rows are also read from its pages (salvage.py)."""
-ATTEMPT_COLUMNS = "id, key, cap, sent_ms, outcome"
+OLD_ATTEMPT_COLUMNS = ("id", "key", "cap", "sent_ms", "outcome")
+"""Of segments that were written before attempts were priced; what they lack is None."""
+ATTEMPT_COLUMNS = (
+    *OLD_ATTEMPT_COLUMNS,
+    *("run", "teacher", "reserved", "reserved_tokens"),
+    *("status", "input_tokens", "output_tokens", "cost", "request_id"),
+)
+"""In the order of the table, as above."""
+INSERT_ATTEMPT = f"INSERT INTO attempts VALUES ({', '.join('?' * len(ATTEMPT_COLUMNS))})"
+END_ATTEMPT = """UPDATE attempts SET outcome = ?2, status = ?3, input_tokens = ?4, output_tokens = ?5, cost = ?6,
+  request_id = ?7 WHERE id = ?1"""
 DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH})
 """SQLite's codes for a file that is not what was written; `SQLITE_ERROR` says so of its tables and columns."""
 SUFFIXES = ("-shm", "-wal", "-journal", "")
@@ -74,6 +87,9 @@ class Attempt:
         key, cap: as in `Stored`.
         sent_ms: Unix time in milliseconds.
         outcome: "answer", "reject", "retry:<class>" or "abort"; None: unknown, since the process died before.
+        run, teacher: names of the run that asked and of the teacher in its config.
+        reserved, reserved_tokens: its worst case in nano-dollars (None: there is no price) and in tokens.
+        status, input_tokens, output_tokens, cost, request_id: as in `Ended`.
     """
 
     id: int
@@ -81,6 +97,36 @@ class Attempt:
     cap: int
     sent_ms: int
     outcome: str | None = None
+    run: str | None = None
+    teacher: str | None = None
+    reserved: int | None = None
+    reserved_tokens: int | None = None
+    status: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: int | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended.
+
+    Attributes:
+        id, outcome: as in `Attempt`.
+        status: HTTP status; None: there was no complete response.
+        input_tokens, output_tokens: what it used; None: unknown.
+        cost: nano-dollars; None: unknown, as it is for every attempt without a price.
+        request_id: under which the provider knows it.
+    """
+
+    id: int
+    outcome: str
+    status: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: int | None = None
+    request_id: str | None = None
 
 
 class Segment:
@@ -104,15 +150,14 @@ class Segment:
             os.close(self._lock)  # whoever folds next removes what was made
             raise
 
-    def write(self, intents: Sequence[Attempt], outcomes: Sequence[tuple[int, str]], answers: Sequence[Stored]) -> None:
-        """One transaction: attempts about to leave, (attempt id, outcome) of those that ended, answers."""
+    def write(self, intents: Sequence[Attempt], outcomes: Sequence[Ended], answers: Sequence[Stored]) -> None:
+        """One transaction: attempts about to leave, those that ended, answers."""
         with self._db:
             self._db.execute("BEGIN")
             if intents:
-                rows = [(a.id, a.key, a.cap, a.sent_ms, a.outcome) for a in intents]
-                self._db.executemany("INSERT INTO attempts VALUES (?, ?, ?, ?, ?)", rows)
+                self._db.executemany(INSERT_ATTEMPT, map(_attempt_values, intents))
             if outcomes:
-                self._db.executemany("UPDATE attempts SET outcome = ?2 WHERE id = ?1", outcomes)
+                self._db.executemany(END_ATTEMPT, map(_ended_values, outcomes))
             if answers:
                 self._db.executemany(
                     f"INSERT INTO answers ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", map(_row, answers)
@@ -201,8 +246,14 @@ def read_attempts(path: Path) -> Iterator[Attempt]:
         Incomplete, CorruptArtefact: as `read_answers`.
     """
     with open_segment(path) as db:
-        for row in () if db is None else db.execute(f"SELECT {ATTEMPT_COLUMNS} FROM attempts ORDER BY key, id"):
+        for row in () if db is None else db.execute(f"SELECT {attempt_columns(db)} FROM attempts ORDER BY key, id"):
             yield Attempt(*row)
+
+
+def attempt_columns(db: sqlite3.Connection, wanted: Sequence[str] = ATTEMPT_COLUMNS) -> str:
+    """Columns of attempts for a SELECT; those that an older segment lacks are NULL."""
+    there = {name for _, name, *_ in db.execute("PRAGMA table_info(attempts)")}
+    return ", ".join(name if name in there else f"NULL AS {name}" for name in wanted)
 
 
 def segment_paths(folder: Path) -> list[Path]:
@@ -272,6 +323,10 @@ def _own_lock(path: Path) -> int:
 def lock_path(segment: Path) -> Path:
     """Not the database itself: closing any handle of that would drop SQLite's own locks in this process."""
     return segment.with_suffix(".lock")
+
+
+_attempt_values = attrgetter(*ATTEMPT_COLUMNS)
+_ended_values = attrgetter("id", "outcome", "status", "input_tokens", "output_tokens", "cost", "request_id")
 
 
 def _row(answer: Stored) -> tuple[object, ...]:

@@ -16,12 +16,13 @@ from typing import Any
 
 import aiohttp
 
-from pipeline.core.config_teacher import OpenAITeacher, VllmTeacher
+from pipeline.core.config_api import ApiTeacher
+from pipeline.core.config_limits import Limits
+from pipeline.core.config_teacher import VllmTeacher
 from pipeline.core.errors import Incomplete, UsageError
 from pipeline.core.stage import Context, check_cancelled
 from pipeline.teacher import watchdog
-from pipeline.teacher.endpoint import Endpoint, api_endpoint
-from pipeline.teacher.limits import AdaptiveLimit
+from pipeline.teacher.endpoint import Endpoint, api_endpoint, open_gate
 from pipeline.teacher.request import model_folder
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
@@ -133,14 +134,14 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    teacher: VllmTeacher | OpenAITeacher, session: aiohttp.ClientSession, ctx: Context
+    teacher: VllmTeacher | ApiTeacher, session: aiohttp.ClientSession, ctx: Context
 ) -> AsyncIterator[Serving]:
     """The endpoints of a teacher: an API's URL, or local servers that run as long as the block does.
 
     Raises:
         UsageError, Incomplete: a server does not come up; see `Server.wait_until_healthy` and `server_environments`.
     """
-    if isinstance(teacher, OpenAITeacher):
+    if isinstance(teacher, ApiTeacher):
         yield Serving([api_endpoint(teacher)], _sleep_for_ever)
         return
     environments = server_environments(teacher, os.environ, installed_gpus())
@@ -163,7 +164,7 @@ async def serving(
 
 
 def _new_server(teacher: VllmTeacher, environment: dict[str, str], log_path: Path, records: Path) -> Server:
-    endpoint = Endpoint("", OPENAI_CHAT, MODEL_NAME, "vllm", None, AdaptiveLimit(teacher.concurrency))
+    endpoint = Endpoint("", OPENAI_CHAT, MODEL_NAME, "vllm", None, open_gate(teacher.concurrency, Limits()))
     return Server(teacher, environment, log_path, records, endpoint)
 
 
@@ -194,12 +195,11 @@ async def _restart(server: Server, code: int, session: aiohttp.ClientSession, ct
     log.warning("the vLLM server ended (exit %d): %s; restarting it", code, server.last_lines())
     ctx.events.emit("server_restarted", exit_code=code, restarts=server.restarts + 1)
     server.restarts += 1
-    server.endpoint.up = False
+    server.endpoint.gate.shut()
     server.stop()
     server.start()
     await server.wait_until_healthy(session, ctx)
-    server.endpoint.limit.forgive()
-    server.endpoint.up = True
+    server.endpoint.gate.reopen()
 
 
 def server_command(teacher: VllmTeacher, port: int) -> list[str]:

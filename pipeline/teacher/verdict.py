@@ -64,14 +64,33 @@ BAD_PAYLOAD = "bad_payload"
 is rejected for it when its time budget is used up while others were answered."""
 FORBIDDEN = "forbidden"
 """A row that the API refuses with 403 while it answers others."""
-BUSY = frozenset({408, 409, 425, 429})
+BUSY = frozenset({408, 409, 425, 429, 499})
 REFUSED = frozenset({401, 403})
 UNKNOWN = frozenset({404, 405, 410})
-QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_credits"})
+QUOTA_CODES = frozenset(
+    {"insufficient_quota", "billing_hard_limit_reached", "insufficient_credits", "billing_error", "BILLING_DISABLED"}
+)
+QUOTA_MESSAGES = (
+    "your credit balance is too low",
+    "you have reached your specified api usage limits",
+    "your project has exceeded its",
+)
+"""How messages begin in which Anthropic (400) and Google (429) say it under the type of another error."""
 FILTER_CODES = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
-KEY_CODES = frozenset({"invalid_api_key", "authentication_error", "permission_error"})
-BUSY_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "overloaded_error", "server_error", "api_error"})
-REQUEST_CODES = frozenset({"invalid_request_error", "context_length_exceeded", "BadRequestError"})
+KEY_CODES = frozenset({"invalid_api_key", "authentication_error", "API_KEY_INVALID", "UNAUTHENTICATED"})
+STATUS_OF_CODE = {
+    **dict.fromkeys(KEY_CODES, 401),
+    **dict.fromkeys(("permission_error", "PERMISSION_DENIED"), 403),
+    **dict.fromkeys(("not_found_error", "model_not_found", "NOT_FOUND"), 404),
+    **dict.fromkeys(("invalid_request_error", "context_length_exceeded", "BadRequestError"), 400),
+    **dict.fromkeys(("request_too_large", "INVALID_ARGUMENT", "FAILED_PRECONDITION"), 400),
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "RESOURCE_EXHAUSTED"), 429),
+    **dict.fromkeys(("overloaded_error", "server_error", "api_error", "UNAVAILABLE"), 503),
+    **dict.fromkeys(("timeout_error", "DEADLINE_EXCEEDED"), 504),
+}
+"""HTTP statuses that the names of errors stand for, where an error object comes without one: inside a 200."""
+DAILY = "PerDay"
+"""In the names of Gemini's quotas that no wait of seconds brings back, whatever its error object says."""
 
 
 def judge(
@@ -147,19 +166,19 @@ def _judge_unusable(read: Unusable, headers: Mapping[str, str], body: bytes, now
 def _judge_failure(
     status: int, headers: Mapping[str, str], error: Mapping[str, Any], detail: str, now: float | None
 ) -> Verdict:
-    codes = {str(error.get(name)) for name in ("code", "type", "status")}
-    if status == 402 or codes & QUOTA_CODES:
+    codes = _codes(error)
+    if status == 402 or codes & QUOTA_CODES or _is_used_up(error):
         return Verdict(Action.ABORT, "quota", abort=Abort.QUOTA, detail=detail)
     if codes & FILTER_CODES:
         return Verdict(Action.REJECT, "content_filter", detail=detail)
-    if status in REFUSED:
+    if status in REFUSED or (status == 400 and codes & KEY_CODES):
         return Verdict(Action.ABORT, f"status:{status}", abort=Abort.KEY, detail=detail)
     if status in UNKNOWN:
         return Verdict(Action.ABORT, f"status:{status}", abort=Abort.MODEL, detail=detail)
     if status == 429:
-        return Verdict(Action.RETRY, "rate_limited", True, retry_after(headers, now), detail=detail)
+        return Verdict(Action.RETRY, "rate_limited", True, _wait(headers, error, now), detail=detail)
     if status in BUSY or status == 407 or status >= 500:
-        return Verdict(Action.RETRY, f"status:{status}", status >= 500, retry_after(headers, now), detail=detail)
+        return Verdict(Action.RETRY, f"status:{status}", status >= 500, _wait(headers, error, now), detail=detail)
     return Verdict(Action.REJECT, "bad_request", detail=detail)
 
 
@@ -168,11 +187,41 @@ def _error_status(error: Mapping[str, Any]) -> int:
     code = error.get("code")
     if isinstance(code, int) and 400 <= code < 600:
         return code
-    codes = {str(code), str(error.get("type"))}
-    for known, status in ((KEY_CODES, 401), (REQUEST_CODES, 400), (BUSY_CODES, 503)):
-        if codes & known:
-            return status
-    return 500
+    named = {STATUS_OF_CODE[name] for name in _codes(error) & STATUS_OF_CODE.keys()}
+    return next((status for status in (401, 403, 404, *sorted(named)) if status in named), 500)
+
+
+def _codes(error: Mapping[str, Any]) -> set[str]:
+    """The names under which an error object says what it is about, those of Google's details among them."""
+    reasons = {str(detail.get("reason")) for detail in _details(error)}
+    return {str(error.get(name)) for name in ("code", "type", "status")} | reasons
+
+
+def _details(error: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """`google.rpc` messages inside an error object, such as ErrorInfo, QuotaFailure and RetryInfo."""
+    details = error.get("details")
+    return [detail for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
+
+
+def _is_used_up(error: Mapping[str, Any]) -> bool:
+    """Whether an error is about credit, a spending cap or a day's quota, though its code says less."""
+    if str(error.get("message")).lower().startswith(QUOTA_MESSAGES):
+        return True
+    lists = [detail["violations"] for detail in _details(error) if isinstance(detail.get("violations"), list)]
+    return any(isinstance(one, dict) and DAILY in str(one.get("quotaId")) for each in lists for one in each)
+
+
+def _wait(headers: Mapping[str, str], error: Mapping[str, Any], now: float | None) -> float | None:
+    """Seconds a server asks us to wait: in its headers, else in Google's RetryInfo ("37s", "8.94s")."""
+    asked = retry_after(headers, now)
+    if asked is not None:
+        return asked
+    delays = [str(detail.get("retryDelay")).removesuffix("s") for detail in _details(error)]
+    return max((float(delay) for delay in delays if _is_decimal(delay)), default=None)
+
+
+def _is_decimal(text: str) -> bool:
+    return text.isascii() and text.replace(".", "", 1).isdigit()
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -183,15 +232,24 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
-        if value.replace(".", "", 1).isdigit() and value.isascii():
+        if _is_decimal(value):
             return float(value) * unit
-    parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    if parsed is None:
+    asked = _seconds_of(headers.get("retry-after", ""))
+    if asked is None:
         return None
-    answered = email.utils.parsedate_tz(headers.get("date", ""))
+    answered = _seconds_of(headers.get("date", ""))
     if answered is not None:
-        now = email.utils.mktime_tz(answered)
-    return max(0.0, email.utils.mktime_tz(parsed) - (time.time() if now is None else now))
+        now = answered
+    return max(0.0, asked - (time.time() if now is None else now))
+
+
+def _seconds_of(date: str) -> float | None:
+    """Unix time of an HTTP date; None for what is none, or lies outside the calendar."""
+    parsed = email.utils.parsedate_tz(date)
+    try:
+        return None if parsed is None else email.utils.mktime_tz(parsed)
+    except (ValueError, OverflowError):
+        return None
 
 
 def snippet(body: bytes) -> str:
@@ -202,6 +260,8 @@ def snippet(body: bytes) -> str:
 def _error_of(body: bytes) -> Mapping[str, Any]:
     """The error object of a response that failed, or an empty one."""
     parsed, _ = load_json(body)
+    if isinstance(parsed, list) and parsed:  # Google's OpenAI-compatible surface
+        parsed = parsed[0]
     error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
     if isinstance(error, str):
         return {"message": error}

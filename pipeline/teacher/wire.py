@@ -53,6 +53,23 @@ class Unusable:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """How much a model is asked to think before it answers; each API takes one of the two.
+
+    Attributes:
+        tokens: budget, part of the cap on completion tokens; 0: none at all. None: not told.
+        effort: in the API's own words. None: not told.
+    """
+
+    tokens: int | None = None
+    effort: str | None = None
+
+
+DEFAULT_THINKING = Thinking()
+"""As the model is used to."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What one request asks, before it is put into a format.
 
@@ -61,12 +78,25 @@ class Ask:
         messages: the conversation that ends with the user's turn.
         sampling: how tokens are drawn, and the cap on them.
         max_tokens_field: name under which an OpenAI-compatible server takes the cap.
+        thinking: how much it is to think.
     """
 
     model: str
     messages: Sequence[Message]
     sampling: Sampling
     max_tokens_field: str = "max_tokens"
+    thinking: Thinking = DEFAULT_THINKING
+
+    @property
+    def system(self) -> str | None:
+        """The system messages in one, for APIs that take them apart from the conversation; None without any."""
+        texts = [message.content for message in self.messages if message.role == "system"]
+        return "\n\n".join(texts) if texts else None
+
+    @property
+    def turns(self) -> list[Message]:
+        """The conversation without its system messages."""
+        return [message for message in self.messages if message.role != "system"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +137,49 @@ def load_json(body: bytes) -> tuple[Any, bool]:
         return None, repaired
 
 
+def dump_json(body: dict[str, Any]) -> bytes:
+    """A request's body. Lone surrogates travel as U+FFFD: JSON in UTF-8 has no form for them."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(_cleaned(body))
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {key: _cleaned(item) for key, item in value.items()}
+    return [_cleaned(item) for item in value] if isinstance(value, list) else value
+
+
+def make_reply(
+    text: str,
+    reasoning: str | None,
+    finish_reason: str,
+    tokens: tuple[int | None, int | None],
+    *,
+    repaired: bool,
+) -> Reply:
+    """A reply whose texts Arrow can hold, with the flags that say what was odd about them.
+
+    Args:
+        tokens: of the prompt and of the completion.
+        repaired: invalid UTF-8 had to be replaced in the body.
+    """
+    flags = text_flags(text, reasoning)
+    if repaired and SANITIZED not in flags:
+        flags = tuple(sorted((*flags, SANITIZED)))
+    return Reply(
+        text=clean(text),
+        reasoning_content=None if reasoning is None else clean(reasoning),
+        finish_reason=clean(finish_reason),
+        prompt_tokens=tokens[0],
+        completion_tokens=tokens[1],
+        flags=flags,
+    )
+
+
 def text_flags(text: str, reasoning: str | None = None) -> tuple[str, ...]:
     """What is odd about a completion before it is cleaned, sorted."""
     both = text if reasoning is None else text + reasoning
@@ -122,3 +195,9 @@ def clean(text: str) -> str:
 def token_count(value: Any) -> int | None:
     """A token count that fits the schema's int32, or None."""
     return value if type(value) is int and 0 <= value < 2**31 else None
+
+
+def token_sum(usage: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    """The sum of those counts that a server gives, or None where it gives none of them."""
+    counts = [count for name in names if (count := token_count(usage.get(name))) is not None]
+    return token_count(sum(counts)) if counts else None

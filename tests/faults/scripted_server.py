@@ -39,7 +39,9 @@ class Seen:
 
     @property
     def prompt(self) -> str:
-        """Text of the last message."""
+        """Text of the last message, in OpenAI's, Anthropic's or Gemini's form."""
+        if "contents" in self.json:
+            return self.json["contents"][-1]["parts"][0]["text"]
         return self.json["messages"][-1]["content"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from pipeline.core.errors import CorruptArtefact
 from pipeline.teacher import audit
 from pipeline.teacher.responses import ResponseStore
-from pipeline.teacher.segment import PAGE_BYTES, Attempt, Segment, Stored
+from pipeline.teacher.segment import PAGE_BYTES, Attempt, Ended, Segment, Stored
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 from tests.faults.scripted_server import ScriptedServer, echo
 from tests.faults.shim.preload import KILLS, KINDS, Fault, Host, hosting
@@ -48,7 +48,7 @@ def left_by_a_dead_process(folder: Path, *, in_wal: bool) -> Path:
     for first in range(0, COUNT, 20):
         numbers = range(first, first + 20)
         writer.write([Attempt(number + 1, key(number), 64, 1) for number in numbers], [], [])
-        writer.write([], [(number + 1, "answer") for number in numbers], [stored(number) for number in numbers])
+        writer.write([], [Ended(number + 1, "answer") for number in numbers], [stored(number) for number in numbers])
     kept = folder / "kept"
     kept.mkdir()
     if not in_wal:

@@ -42,6 +42,7 @@ FILE_SET = {
     "card": "card.yaml",
     "template": "template.jinja",
 }
+PRICE = {"input": 1, "output": 2}
 RUNS: dict[str, dict[str, Any]] = {
     "local": {
         **COMMON,
@@ -58,7 +59,22 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "api": {
         **COMMON,
-        "teachers": {"t": {"kind": "openai", "base_url": "https://a.example/v1", "provider": "p", "model": "m"}},
+        "teachers": {
+            "t": {"kind": "openai", "base_url": "https://a.example/v1", "provider": "p", "model": "m", "price": PRICE}
+        },
+        "prompts": {"sets": {"s": FILE_SET}},
+    },
+    "anthropic": {
+        **COMMON,
+        "teachers": {"t": {"kind": "anthropic", "model": "m"}},
+        "generate": {"teacher": "t", "sampling": {"temperature": None, "top_p": None, "max_tokens": 4096}},
+        "evaluate": {"max_tokens": 4096},
+        "prompts": {"sets": {"s": FILE_SET}},
+    },
+    "gemini": {
+        **COMMON,
+        "teachers": {"t": {"kind": "gemini", "model": "m"}},
+        "budget": {"teachers": {"t": {}}},
         "prompts": {"sets": {"s": FILE_SET}},
     },
     "replay": {
@@ -110,8 +126,11 @@ def models_in(annotation: Any) -> set[type[BaseModel]]:
     return set().union(*map(models_in, get_args(annotation)))
 
 
-PLACES = {place.field: place for name, data in RUNS.items() for place in places(name, RunConfig.model_validate(data))}
-"""One place of each field; of a field that two runs have, the last one's."""
+EVERY_PLACE = [place for name, data in RUNS.items() for place in places(name, RunConfig.model_validate(data))]
+PLACES = {place.field: place for place in EVERY_PLACE} | {
+    place.field: place for place in EVERY_PLACE if place.run == "api" and place.model.__name__ == "OutboundConfig"
+}
+"""One place of each field; of a field that two runs have, the last one's, but the guard acts towards an API only."""
 FIELDS = sorted(PLACES)
 ANNOTATIONS = {name: PLACES[name].model.model_fields[PLACES[name].path[-1]].annotation for name in FIELDS}
 LEAVES = [name for name in FIELDS if not models_in(ANNOTATIONS[name])]
@@ -221,7 +240,7 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(values(arguments[0]), values(arguments[1]), max_size=2)
     return {
         bool: st.booleans(),
-        int: st.integers(1, 12) | st.integers(100, 120),
+        int: st.integers(1, 12) | st.integers(100, 120) | st.integers(1100, 1120),
         float: st.integers(1, 99).map(lambda number: number / 100),
         str: TEXTS,
         Path: st.sampled_from([f"{copy}{name}" for name in FILES for copy in ("", COPY)]),

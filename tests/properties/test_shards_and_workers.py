@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import content
-from pipeline.core.config import DatasetStep, DedupStep, FilterStep, Processes, PromptsStep
+from pipeline.core.config import DatasetStep, DedupStep, FilterStep, PromptsStep
+from pipeline.core.config_fanout import Processes
 from pipeline.core.fanout import map_in_process, open_fanout
 from pipeline.core.record import RECORD_SCHEMA, SHARD_ROWS, Message, Record, ShardWriter, to_table
 from pipeline.core.stage import Fanout, Result

@@ -60,7 +60,7 @@ class TestHelp:
         assert {"run", "plan", "schema"} <= set(names)
 
     @pytest.mark.parametrize(
-        "name", ["init", "doctor", "run", "plan", *step_names(), "status", "why", "verify", "gc", "schema"]
+        "name", ["init", "doctor", "run", "plan", *step_names(), "status", "why", "verify", "gc", "responses", "schema"]
     )
     def test_every_command_explains_itself(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main([name, "--help"]) == 0
@@ -77,6 +77,7 @@ class TestHelp:
             "why",
             "verify",
             "gc",
+            "responses",
             "schema",
         }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.config import InProcess, Processes
+from pipeline.core.config_fanout import InProcess, Processes
 from pipeline.core.errors import ExitCode, Incomplete, Interrupted, UsageError
 from pipeline.core.fanout import map_in_process, open_fanout
 from pipeline.core.workers import OUR_SIGNALS, QUEUED_BYTES, WINDOW, Workers

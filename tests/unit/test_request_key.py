@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pipeline.core.config_api import OpenAITeacher
 from pipeline.core.config_base import identity
-from pipeline.core.config_teacher import OpenAITeacher, ReplayTeacher, Sampling, VllmTeacher
+from pipeline.core.config_teacher import ReplayTeacher, Sampling, VllmTeacher
 from pipeline.core.errors import UsageError
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message

@@ -18,7 +18,7 @@ from pipeline.teacher import ask as ask_module
 from pipeline.teacher import fetch as fetch_module
 from pipeline.teacher.request import Asked
 from pipeline.teacher.responses import Outcome, ResponseStore
-from pipeline.teacher.segment import Attempt, Segment, Stored
+from pipeline.teacher.segment import Attempt, Ended, Segment, Stored
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
 
@@ -124,7 +124,7 @@ def test_a_look_up_of_many_keys_reads_each_file_once(store, tmp_path, monkeypatc
     looked = []
     find = store.get_many
     monkeypatch.setattr(store, "get_many", lambda *arguments: looked.append(1) or find(*arguments))
-    answers = list(ask_module._read(store, asked, requests))
+    answers = list(ask_module._read(store, asked, requests, None))
     assert [answer.text for answer in answers] == ["fine"] * 5000
     assert sum(chunk.answered for chunk in fetch_module._look_up(store, asked, requests)) == 5000
     assert len(looked) == 2
@@ -189,7 +189,7 @@ def test_folded_files_are_sorted_and_named_by_their_bytes(store, tmp_path):
 
 def test_attempts_are_on_record_and_an_unknown_outcome_is_told_from_a_known_one(store, tmp_path):
     store.put(intents=[Attempt(1, key("a"), 64, 5), Attempt(2, key("b"), 64, 6), Attempt(3, key("c"), 64, 7)])
-    store.put([answer("a")], outcomes=[(1, "answer"), (2, "retry:timeout")])
+    store.put([answer("a")], outcomes=[Ended(1, "answer"), Ended(2, "retry:timeout")])
     store.fold()
     (file,) = files(tmp_path, "attempts")
     outcomes = {row["key"]: row["outcome"] for row in pq.read_table(file).to_pylist()}

@@ -71,8 +71,68 @@ TABLE = [
     (429, error(code="insufficient_quota"), ABORT, "quota"),
     (429, error(type="insufficient_quota"), ABORT, "quota"),
     (500, b"", RETRY, "status:500"),
+    (499, b"", RETRY, "status:499"),
     (503, b"<html>", RETRY, "status:503"),
     (529, error(type="overloaded_error"), RETRY, "status:529"),
+]
+
+
+KEY_DETAIL = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
+NO_CREDIT = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."
+LIMIT = "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC."
+CAP = "Your project has exceeded its monthly spending cap."
+
+
+def quota(name: str, delay: str | None = "22s") -> list[dict[str, object]]:
+    """The details of a 429 of Gemini's."""
+    failure = {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": name}]}
+    wait = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+    return [failure, wait] if delay is not None else [failure]
+
+
+PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel"
+PER_DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
+
+TABLE += [
+    # Anthropic's errors, in its own form
+    (400, error(type="invalid_request_error"), REJECT, "bad_request"),
+    (400, error(NO_CREDIT, type="invalid_request_error"), ABORT, "quota"),
+    (400, error(LIMIT, type="invalid_request_error"), ABORT, "quota"),
+    (400, error(f"the prompt says: {NO_CREDIT}", type="invalid_request_error"), REJECT, "bad_request"),
+    (401, error(type="authentication_error"), ABORT, "status:401"),
+    (402, error(type="billing_error"), ABORT, "quota"),
+    (403, error(type="permission_error"), ABORT, "status:403"),
+    (403, error(type="billing_error"), ABORT, "quota"),
+    (404, error(type="not_found_error"), ABORT, "status:404"),
+    (413, error(type="request_too_large"), REJECT, "bad_request"),
+    (429, error(type="rate_limit_error"), RETRY, "rate_limited"),
+    (500, error(type="api_error"), RETRY, "status:500"),
+    (504, error(type="timeout_error"), RETRY, "status:504"),
+    (200, error(type="rate_limit_error"), RETRY, "rate_limited"),
+    (200, error(type="billing_error"), ABORT, "quota"),
+    (200, error(type="not_found_error"), ABORT, "status:404"),
+    (200, error(type="invalid_request_error", code="invalid_api_key"), ABORT, "status:401"),
+    # Gemini's errors
+    (400, error(status="INVALID_ARGUMENT", code=400), REJECT, "bad_request"),
+    (400, error("API key not valid.", status="INVALID_ARGUMENT", details=KEY_DETAIL), ABORT, "status:400"),
+    (401, error(status="UNAUTHENTICATED"), ABORT, "status:401"),
+    (403, error(status="PERMISSION_DENIED"), ABORT, "status:403"),
+    (403, error(status="PERMISSION_DENIED", details=[{"reason": "BILLING_DISABLED"}]), ABORT, "quota"),
+    (404, error(status="NOT_FOUND"), ABORT, "status:404"),
+    (429, error(status="RESOURCE_EXHAUSTED", details=quota(PER_MINUTE)), RETRY, "rate_limited"),
+    (429, error(status="RESOURCE_EXHAUSTED", details=quota(PER_DAY)), ABORT, "quota"),
+    (429, error(CAP, status="RESOURCE_EXHAUSTED"), ABORT, "quota"),
+    (
+        429,
+        error(status="RESOURCE_EXHAUSTED", details=[1, {"violations": [2]}, {"violations": 3}]),
+        RETRY,
+        "rate_limited",
+    ),
+    (429, b"[" + error(status="RESOURCE_EXHAUSTED", details=quota(PER_DAY)) + b"]", ABORT, "quota"),
+    (503, error(status="UNAVAILABLE"), RETRY, "status:503"),
+    (504, error(status="DEADLINE_EXCEEDED"), RETRY, "status:504"),
+    (200, error(status="PERMISSION_DENIED"), ABORT, "status:403"),
+    (200, error(status="RESOURCE_EXHAUSTED", code=8), RETRY, "rate_limited"),
 ]
 
 
@@ -127,6 +187,8 @@ def test_a_request_without_a_response_is_tried_again(kind):
         ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
         ({"retry-after": "Sun, 22 Nov 2026 10:00:30 GMT"}, 30.0),
         ({"retry-after": "Sun, 22 Nov 2026 09:00:00 GMT"}, 0.0),
+        ({"retry-after": "Mon, 04 May 99999 12:34:06 GMT"}, None),
+        ({"retry-after": "Sun, 22 Nov 2026 10:00:30 GMT", "date": "Mon, 04 May 99999 12:34:06 GMT"}, 30.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "١٢"}, None),
@@ -138,6 +200,17 @@ def test_retry_after_is_read_as_seconds_milliseconds_or_date(headers, seconds):
     now = 1795341600.0  # Sun, 22 Nov 2026 10:00:00 GMT
     assert retry_after(headers, now) == seconds
     assert judge(read_body, 429, headers, b"", now=now).retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("delay", "seconds"),
+    [("37s", 37.0), ("8.941621227s", 8.941621227), ("0s", 0.0), ("soon", None), ("-3s", None), (None, None)],
+)
+def test_geminis_delay_stands_in_the_body(delay, seconds):
+    body = error(status="RESOURCE_EXHAUSTED", details=quota(PER_MINUTE, delay))
+    assert judge(read_body, 429, {}, body).retry_after == seconds
+    assert judge(read_body, 503, {}, body).retry_after == seconds
+    assert judge(read_body, 429, {"retry-after": "7"}, body).retry_after == 7.0, "a header says it for the transport"
 
 
 def test_what_a_server_says_is_shortened_and_cannot_forge_log_lines():

@@ -384,6 +384,11 @@ class TestRequests:
         assert [attempt["outcome"] for attempt in request["attempts"]] == ["retry:status:500", "answer"]
         assert [(answer["status"], answer["model"]) for answer in request["answers"]] == [(200, "m")]
         assert request["attempts"][0]["time"].startswith("20")
+        facts = ("run", "teacher", "status", "input_tokens", "output_tokens", "reserved", "cost", "request_id")
+        assert [tuple(attempt[name] for name in facts) for attempt in request["attempts"]] == [
+            ("small", "api", 500, None, None, None, None, None),
+            ("small", "api", 200, 7, 3, None, None, None),
+        ]
 
     def test_so_are_those_that_wait_in_the_segment_of_a_process(self, done: Path, why: Why) -> None:
         name = id_of("kept", 0)
@@ -392,7 +397,11 @@ class TestRequests:
         with ResponseStore(Path("data/responses")) as responses:
             responses.put([stored], intents=[Attempt(1, key, 9, 1000), Attempt(2, b"\0" * 32, 9, 1000)])
             request = why.row(name)["request"]
-        assert request["attempts"] == [{"time": "1970-01-01T00:00:01.000+00:00", "cap": 9, "outcome": None}]
+        (attempt,) = request["attempts"]
+        assert {name: value for name, value in attempt.items() if value is not None} == {
+            "time": "1970-01-01T00:00:01.000+00:00",
+            "cap": 9,
+        }
         assert [answer["engine"] for answer in request["answers"]] == ["vLLM 1"]
         assert "sent 1970-01-01T00:00:01.000+00:00, at most 9 tokens: the end is not known" in why.text(name)
 

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import yaml
 
 from pipeline.core.config import FullTuning, HubSource, RunConfig
+from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_base import LocalModel
-from pipeline.core.config_teacher import OpenAITeacher, VllmTeacher
+from pipeline.core.config_teacher import VllmTeacher
 from pipeline.core.errors import PipelineError
 from pipeline.core.lineage import OTHER_WEIGHTS
 from pipeline.core.load import Loaded, require_test_answers
@@ -25,7 +26,14 @@ from pipeline.runner.doctor.software import hub_folder, offline_variables
 from pipeline.runner.steps import plan_steps, spec_of, stage_module
 from pipeline.student.weights import stored_weights
 
-WELL_KNOWN_KEYS: Final = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "OPENROUTER_API_KEY", "TOGETHER_API_KEY", "HF_TOKEN")
+WELL_KNOWN_KEYS: Final = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "GEMINI_API_KEY",
+    "OPENROUTER_API_KEY",
+    "TOGETHER_API_KEY",
+    "HF_TOKEN",
+)
 TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 CONNECT_S: Final = 2.0
 TRAINED_BYTES: Final = 16
@@ -46,7 +54,7 @@ def check_needs(
     config = loaded.config
     teacher = config.teachers[config.generate.teacher]
     findings = [*check_files(loaded), *check_answers(loaded)]
-    if isinstance(teacher, OpenAITeacher):
+    if isinstance(teacher, ApiTeacher):
         findings += [*check_keys(key_names(teacher), environment, needed=True), check_host(teacher.base_url)]
     models: dict[str, LocalModel] = {"student": config.student}
     if isinstance(teacher, VllmTeacher):
@@ -82,9 +90,9 @@ def check_answers(loaded: Loaded) -> Iterator[Finding]:
         yield Finding("evaluation", "warn", error.what, error.todo)
 
 
-def key_names(teacher: OpenAITeacher) -> list[str]:
+def key_names(teacher: ApiTeacher) -> list[str]:
     """The environment variable that the teacher's key is in."""
-    return [] if teacher.api_key is None else [teacher.api_key.removeprefix("${env:").removesuffix("}")]
+    return [] if teacher.key_variable is None else [teacher.key_variable]
 
 
 def check_keys(names: Sequence[str], environment: Mapping[str, str], *, needed: bool) -> list[Finding]:

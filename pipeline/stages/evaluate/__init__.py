@@ -17,10 +17,12 @@ from pipeline.stages.evaluate.answers import (
     answer_three_shot,
     ask_teacher,
     examine,
+    guard_questions,
     write_answers,
 )
 from pipeline.stages.evaluate.base import BestWay, choose_way, read_shown
 from pipeline.stages.evaluate.questions import Questions, read_questions
+from pipeline.teacher.reasoning import tags_of
 from pipeline.text.scoring import Estimate, Scores, accuracy_by_task, score
 
 VERSION = 1
@@ -44,7 +46,8 @@ def run(cfg: EvaluateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     The test prompts and the base's validation prompts are held in memory. The content digest covers answers and
     scores, not the timings.
 
-    Rejected: `no_reference` (nothing to compare an answer with), `over_max_prompts`, `no_teacher_answer:<reason>`.
+    Rejected: `no_reference` (nothing to compare an answer with), `over_max_prompts`, `no_teacher_answer:<reason>`,
+    `outbound:<kind>` (the prompt holds what must not leave this machine).
 
     Raises:
         UsageError: no test prompt has a reference answer, or a model cannot be loaded.
@@ -53,6 +56,7 @@ def run(cfg: EvaluateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     """
     config = cfg.evaluate
     questions = read_questions(inputs["prompts"] / "rows", config)
+    questions, outbound = guard_questions(cfg, questions)
     teacher, refused = ask_teacher(cfg, questions.test, ctx)
     questions = questions.without(refused)
     if not questions.test:
@@ -61,7 +65,7 @@ def run(cfg: EvaluateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     examined = examine(cfg, inputs["train"] / "model", questions, ctx)
     best = choose_way(examined["base"], questions)
     answered = {
-        "teacher": examined["teacher"].of("test") if teacher is None else teacher.only(questions.test),
+        "teacher": _local_teacher(cfg, examined["teacher"]) if teacher is None else teacher.only(questions.test),
         "base": _base_answers(cfg, best, questions, ctx),
         "student": examined["student"].of("test"),
     }
@@ -74,7 +78,12 @@ def run(cfg: EvaluateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     timed = _with_timings(evaluation, examined, config)
     (out / "evaluation.json").write_text(json.dumps(timed, indent=2) + "\n", "utf-8")
     n = len(questions.test)
-    return Result(n + len(questions.rejected), n, questions.counts(), content, _metrics(evaluation))
+    return Result(n + len(questions.rejected), n, questions.counts(), content, _metrics(evaluation) | outbound)
+
+
+def _local_teacher(cfg: EvaluateStep, examined: ModelAnswers) -> Answered:
+    tags = tags_of(cfg.teacher)
+    return examined.of("test") if tags is None else examined.of("test").without_reasoning(tags)
 
 
 def _base_answers(cfg: EvaluateStep, best: BestWay, questions: Questions, ctx: Context) -> Answered:

@@ -11,15 +11,18 @@ import pyarrow as pa
 
 from pipeline.core.config import EvaluateStep
 from pipeline.core.config_base import LocalModel
+from pipeline.core.config_outbound import guard_towards
 from pipeline.core.config_teacher import Sampling, VllmTeacher
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Prompt, ShardWriter, message_dict
-from pipeline.core.stage import Context
+from pipeline.core.stage import Context, Json
 from pipeline.stages.evaluate.questions import Questions
 from pipeline.student.jobs import AnswerJob, Exam, Examined, Question, Speed, read_examined
 from pipeline.student.process import Files, Report, run_process
 from pipeline.teacher.ask import ask
+from pipeline.teacher.reasoning import split_reasoning
 from pipeline.teacher.request import Asked
+from pipeline.text.outbound import Guard, Tally
 
 WORKER: Final = "pipeline.student.answer"
 ANSWERS: Final = pa.schema(
@@ -61,6 +64,11 @@ class Answered:
     def before_next_question(self) -> "Answered":
         """Each answer up to where it goes on with a question of its own, as the solved examples taught it to."""
         return replace(self, texts=tuple(before_next_question(text) for text in self.texts))
+
+    def without_reasoning(self, tags: tuple[str, str]) -> "Answered":
+        """Each answer without the thinking inside it, as `ask` gives those of a teacher that it asks."""
+        pairs = zip(self.texts, self.finish_reasons, strict=True)
+        return replace(self, texts=tuple(split_reasoning(text, reason, tags)[1] for text, reason in pairs))
 
     def only(self, prompts: Sequence[Prompt]) -> "Answered":
         """The answers to these prompts."""
@@ -108,6 +116,25 @@ def first_line(text: str) -> str:
 # ---------------------------------------------------------------------------------------------------- API teachers
 
 
+def guard_questions(cfg: EvaluateStep, questions: Questions) -> tuple[Questions, dict[str, Json]]:
+    """The questions without test prompts that must not leave this machine, and the guard's counts for the manifest.
+
+    A blocked prompt is left out, and a redacted one asked as it is then, for all models alike: they are compared on
+    the same questions, and the student was trained on prompts that were treated so. Nothing changes where the teacher
+    is asked nothing or runs here. Validation prompts and solved examples are for the base, which runs here.
+    """
+    guard = Guard(guard_towards(cfg.outbound, cfg.teacher.kind))
+    if not guard.acts:
+        return questions, {}
+    tally = Tally()
+    checked = [guard.check(row.prompt) for row in questions.test]
+    tally.add(checked)
+    pairs = [*zip(questions.test, checked, strict=True)]
+    blocked = {(row.prompt_set, row.prompt_id): each.reason for row, each in pairs if each.reason is not None}
+    passed = tuple(replace(row, prompt=each.messages) for row, each in pairs)
+    return replace(questions, test=passed).without(blocked), {"outbound": tally.metrics()}
+
+
 def ask_teacher(
     cfg: EvaluateStep, prompts: Sequence[Prompt], ctx: Context
 ) -> tuple[Answered | None, dict[tuple[str, str], str]]:
@@ -117,11 +144,12 @@ def ask_teacher(
     """
     if isinstance(cfg.teacher, VllmTeacher):
         return None, {}
-    sampling = Sampling(temperature=0.0, max_tokens=cfg.evaluate.max_tokens)
+    how = {} if cfg.greedy_teacher else {"temperature": None, "top_p": None}
+    sampling = Sampling.model_validate({"max_tokens": cfg.evaluate.max_tokens, **how})
     asked = Asked.of(cfg.teacher, sampling, 0, DigestCache(ctx.data / "cache" / "digests.json"))
     requests = [asked.request(row.prompt_set, row.prompt_id, 0, row.prompt) for row in prompts]
     ctx.progress.start(len(requests), "answers")
-    answers = list(ask(cfg.teacher, asked, cfg.retry, requests, ctx))
+    answers = list(ask(cfg.teacher, asked, cfg.retry, requests, ctx, cfg.spending))
     ids = tuple((row.prompt_set, row.prompt_id) for row in prompts)
     pairs = zip(ids, answers, strict=True)
     refused = {one: f"no_teacher_answer:{answer.rejected}" for one, answer in pairs if answer.rejected is not None}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from pipeline.teacher.wire import Wire
+from pipeline.teacher.wires.anthropic import ANTHROPIC
+from pipeline.teacher.wires.gemini import GEMINI
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
-WIRES: Mapping[str, Wire] = {wire.name: wire for wire in (OPENAI_CHAT,)}
+WIRES: Mapping[str, Wire] = {wire.name: wire for wire in (OPENAI_CHAT, ANTHROPIC, GEMINI)}

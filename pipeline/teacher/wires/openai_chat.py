@@ -2,17 +2,12 @@
 
 from typing import Any
 
-import orjson
-
 from pipeline.core.record import message_dict
-from pipeline.teacher.wire import SANITIZED, Ask, Reply, Unusable, Wire, clean, load_json, text_flags, token_count
+from pipeline.teacher.wire import Ask, Reply, Unusable, Wire, dump_json, load_json, make_reply, token_count
 
 
 def request_body(ask: Ask) -> bytes:
-    """JSON body of a request. What is at its neutral value is left out where some APIs refuse to see it.
-
-    Lone surrogates in a prompt travel as U+FFFD: JSON in UTF-8 has no form for them.
-    """
+    """JSON body of a request. What is at its neutral value is left out where some APIs refuse to see it."""
     sampling = ask.sampling
     body: dict[str, Any] = {
         "model": ask.model,
@@ -31,11 +26,9 @@ def request_body(ask: Ask) -> bytes:
         body["frequency_penalty"] = sampling.frequency_penalty
     if sampling.stop:
         body["stop"] = list(sampling.stop)
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        body["messages"] = [{key: clean(text) for key, text in message.items()} for message in body["messages"]]
-        return orjson.dumps(body)
+    if ask.thinking.effort is not None:
+        body["reasoning_effort"] = ask.thinking.effort
+    return dump_json(body)
 
 
 def read_body(body: bytes) -> Reply | Unusable:
@@ -57,35 +50,36 @@ def read_body(body: bytes) -> Reply | Unusable:
 
 def _read_choice(choice: dict[str, Any], usage: Any, repaired: bool) -> Reply | Unusable:
     finish_reason, message = choice.get("finish_reason"), choice.get("message")
+    if isinstance(choice.get("error"), dict):  # OpenRouter says so where a provider behind it failed
+        return Unusable("error", choice["error"])
     if finish_reason == "content_filter":
         return Unusable("content_filter")
     if not isinstance(message, dict) or not isinstance(finish_reason, str) or not finish_reason:
         return Unusable("bad_payload")
     if isinstance(message.get("refusal"), str) and message["refusal"]:
         return Unusable("refusal")
-    text = message.get("content")
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    text, reasoning = _parts(message.get("content"))
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or reasoning
     if text is None and isinstance(reasoning, str) and finish_reason == "length":
         text = ""  # cut while it was thinking: an answer that later stages judge by its finish reason
     if text is None:
         return Unusable("empty")
     if not isinstance(text, str) or not isinstance(reasoning, str | None):
         return Unusable("bad_payload")
-    return _reply(text, reasoning, finish_reason, usage if isinstance(usage, dict) else {}, repaired)
+    usage = usage if isinstance(usage, dict) else {}
+    tokens = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
+    return make_reply(text, reasoning, finish_reason, tokens, repaired=repaired)
 
 
-def _reply(text: str, reasoning: str | None, finish_reason: str, usage: dict[str, Any], repaired: bool) -> Reply:
-    flags = text_flags(text, reasoning)
-    if repaired and SANITIZED not in flags:
-        flags = tuple(sorted((*flags, SANITIZED)))
-    return Reply(
-        text=clean(text),
-        reasoning_content=None if reasoning is None else clean(reasoning),
-        finish_reason=clean(finish_reason),
-        prompt_tokens=token_count(usage.get("prompt_tokens")),
-        completion_tokens=token_count(usage.get("completion_tokens")),
-        flags=flags,
-    )
+def _parts(content: Any) -> tuple[Any, str | None]:
+    """Text and thinking of a content that is a list of parts, as Mistral's reasoning models give it; other contents
+    are given back as they are."""
+    if not isinstance(content, list) or not content or not all(isinstance(part, dict) for part in content):
+        return content, None
+    texts = [part["text"] for part in content if part.get("type") == "text" and isinstance(part.get("text"), str)]
+    inner = [_parts(part.get("thinking"))[0] for part in content if part.get("type") == "thinking"]
+    thinking = "".join(text for text in inner if isinstance(text, str))
+    return "".join(texts) if texts else None, thinking or None
 
 
 def _url(base_url: str, _: str) -> str:

@@ -1,0 +1,31 @@
+"""This pipeline's `plan` as a command, after the prompts are imported; nothing is asked."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.clients.measure import Job
+from benchmarks.clients.ours import write_project
+
+
+def run(job: Job, folder: Path) -> None:
+    """Import the prompts, then print one JSON line about the command `plan`, its start included."""
+    config, data = write_project(folder, job), folder / "data"
+    options = [str(config), "--data", str(data), "--json"]
+    subprocess.run([sys.executable, "-m", "pipeline", "prompts", *options], check=True, stdout=subprocess.DEVNULL)
+    began = time.perf_counter()
+    plan = subprocess.Popen([sys.executable, "-m", "pipeline", "plan", *options], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(plan.pid, 0)
+    wall = time.perf_counter() - began
+    assert os.waitstatus_to_exitcode(status) == 0
+    figures = {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
+    print(json.dumps({"answered": job.count, **figures, "pid": plan.pid}), flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        run(Job.from_arguments(), Path(temporary))

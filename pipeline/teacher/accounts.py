@@ -1,0 +1,110 @@
+"""What the attempts of a run came to, read from the response store: the budget goes on from there after any stop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.core.errors import DISK_ERRORS, CorruptArtefact
+from pipeline.core.lineage import file_sha256
+from pipeline.teacher.budget import Amount
+from pipeline.teacher.prices import Price
+from pipeline.teacher.segment import attempt_columns, open_segment, segment_paths
+
+NUMBERS: Final = ("id", "cap", "reserved", "reserved_tokens", "input_tokens", "output_tokens", "cost")
+TEXTS: Final = ("segment", "teacher")
+
+
+def spent_by(folder: Path, run: str | None, teacher: str | None, price: Price | None) -> dict[str | None, Amount]:
+    """Teacher's name -> what the attempts of a run came to, each counted once; unknown ends at their worst case.
+
+    Args:
+        folder: the response store.
+        teacher, price: attempts at this teacher that had no price when they were made count at today's; those at
+            others count no money.
+
+    Raises:
+        CorruptArtefact: a file of attempts is damaged.
+        Incomplete: the disk fails.
+    """
+    if run is None:
+        return {}
+    in_segments = [*_of_segments(folder / "segments", run)]  # first: what is folded meanwhile is found below
+    live = {name for name, _ in in_segments}
+    tables = [table for _, table in in_segments]
+    for path in sorted((folder / "attempts").glob("*.parquet")):
+        table = _of_file(path, run)
+        if table is not None:
+            is_read = pc.is_in(table["segment"], pa.array(sorted(live), pa.string()))
+            tables.append(table.filter(pc.invert(is_read)))
+    rows = _once(pa.concat_tables(tables)) if tables else None
+    names = [] if rows is None else rows["teacher"].unique().to_pylist()
+    return {name: _sum(rows, name, teacher, price) for name in names}
+
+
+def _of_segments(folder: Path, run: str) -> Iterator[tuple[str, pa.Table]]:
+    names = [name for name in (*NUMBERS, *TEXTS) if name != "segment"]
+    for path in segment_paths(folder):
+        with open_segment(path) as db:
+            if db is None:
+                continue
+            selected = attempt_columns(db, [*names, "run"])
+            rows = db.execute(f"SELECT * FROM (SELECT {selected} FROM attempts) WHERE run = ?", (run,)).fetchall()
+        columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+        yield path.stem, _table({**columns, "segment": [path.stem] * len(rows)})
+
+
+def _of_file(path: Path, run: str) -> pa.Table | None:
+    """The attempts of a run in a folded file; None if it was written before attempts had runs."""
+    todo = "put a sound copy in its place, or move it away: the budget then forgets what only it held"
+    try:
+        if file_sha256(path) != path.stem:
+            what = "a file of attempts is damaged: its sha256 is not its name"
+            raise CorruptArtefact(what, where=str(path), todo=todo)
+        if "run" not in pq.read_schema(path).names:
+            return None
+        found = pq.read_table(path, columns=[*NUMBERS, *TEXTS], filters=pc.field("run") == run)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        raise CorruptArtefact(f"a file of attempts is damaged: {error}", where=str(path), todo=todo) from error
+    return _table({name: found[name] for name in (*NUMBERS, *TEXTS)})
+
+
+def _table(columns: dict[str, object]) -> pa.Table:
+    arrays = {}
+    for name in (*NUMBERS, *TEXTS):
+        kind = pa.string() if name in TEXTS else pa.int64()
+        values = columns[name]
+        arrays[name] = values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
+    return pa.table(arrays)
+
+
+def _once(rows: pa.Table) -> pa.Table:
+    """Each attempt once: a fold that was cut off may have written some twice."""
+    grouped = rows.group_by(["segment", "id"], use_threads=False)
+    once = grouped.aggregate([(name, "max") for name in rows.column_names if name not in ("segment", "id")])
+    return once.rename_columns([name.removesuffix("_max") for name in once.column_names])
+
+
+def _sum(rows: pa.Table, name: str | None, teacher: str | None, price: Price | None) -> Amount:
+    is_it = pc.is_null(rows["teacher"]) if name is None else pc.equal(rows["teacher"], name)
+    mine = rows.filter(pc.fill_null(is_it, False))
+    used = pc.add(mine["input_tokens"], mine["output_tokens"])
+    tokens = pc.coalesce(used, mine["reserved_tokens"], pa.scalar(0, pa.int64()))
+    money = pc.coalesce(mine["cost"], mine["reserved"])
+    nano = _total(money)
+    unpriced = mine.filter(pc.is_null(money))
+    if name == teacher and price is not None and unpriced.num_rows > 0:
+        outputs = _total(pc.coalesce(unpriced["output_tokens"], unpriced["cap"]))
+        worst_inputs = pc.subtract(unpriced["reserved_tokens"], unpriced["cap"])
+        inputs = _total(pc.coalesce(unpriced["input_tokens"], worst_inputs))
+        nano += price.cost(inputs, outputs)
+    return Amount(nano, _total(tokens), mine.num_rows)
+
+
+def _total(values: pa.ChunkedArray) -> int:
+    return int(pc.sum(values).as_py() or 0)
