@@ -1,10 +1,9 @@
 """How many requests one endpoint gets at a time: additive increase, multiplicative decrease."""
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
-from pipeline.teacher.line import Line, Wait
+from pipeline.teacher.line import Wait
 
 FIRST_LIMIT = 32
 SMALLEST_LIMIT = 1.0
@@ -21,7 +20,7 @@ FEW_ANSWERS = 4
 
 
 class AdaptiveLimit:
-    """A semaphore whose size follows what the endpoint can take.
+    """Slots whose number follows what the endpoint can take. It neither waits nor wakes who waits: `Entrance` does.
 
     It grows by one per success until the first overload (slow start), then by one per window of successes. An overload
     halves it, once per window: the failures of requests that left before the last cut do not cut again, so that of a
@@ -30,7 +29,6 @@ class AdaptiveLimit:
     A storm of overloads leaves it at the bottom, from where one per window would take an hour with slow answers. When
     it is calm again it therefore grows by the clock, however long answers take: first to just below the limit at which
     the storm began, much later beyond it.
-    Not safe to share between event loops.
 
     Attributes:
         in_flight: requests that hold a slot now.
@@ -41,7 +39,6 @@ class AdaptiveLimit:
     def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.maximum = maximum
         self._clock = clock
-        self._line: Line[None, int] = Line(lambda _: self.take(), lambda _: self.give_back())
         self._slow_start = True
         self._cuts = 0
         self._cut_at = self._grown_at = self._open_at = clock()
@@ -53,27 +50,12 @@ class AdaptiveLimit:
         self.limit = float(min(FIRST_LIMIT, maximum))
 
     @property
-    def load(self) -> float:
-        """Share of the slots in use or waited for; compares endpoints."""
-        return (self.in_flight + len(self._line)) / self.limit
-
-    @property
     def silent_s(self) -> float:
         """Seconds since the first failure after the last success; 0 while all is well."""
         return 0.0 if self._silent_since is None else self._clock() - self._silent_since
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[int]:
-        """Hold one slot; yields the window it belongs to, to be handed to `overloaded`."""
-        window = await self._line.enter(None)
-        try:
-            yield window
-        finally:
-            self.give_back()
-            self._line.wake()
-
     def take(self) -> int | Wait:
-        """Take a slot without waiting: the window it belongs to. It must be given back."""
+        """Take a slot, to be given back: the window it belongs to, which is handed to `overloaded`."""
         if self.in_flight >= int(self.limit):
             return Wait()
         paused_s = self._open_at - self._clock()
@@ -95,7 +77,6 @@ class AdaptiveLimit:
         if self.in_flight + 1 < self.limit:
             return  # the limit was not what held us back
         self.limit = min(self.maximum, self.limit + self._growth(now, since_growth))
-        self._line.wake()
 
     def failed(self) -> None:
         """The endpoint did not answer, for a reason that says nothing about its load."""

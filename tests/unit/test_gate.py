@@ -273,6 +273,7 @@ class TestOutcomes:
             (Outcome.BUSY, 2, State.CLOSED, True),
             (Outcome.OVERLOADED, 2, State.OPEN, True),
             (Outcome.FAILED, 4, State.OPEN, True),
+            (Outcome.NONSENSE, 4, State.CLOSED, True),
             (Outcome.UNSENT, 4, State.CLOSED, False),
         ],
     )
@@ -283,6 +284,24 @@ class TestOutcomes:
                 ticket.settle(outcome)
             await asyncio.sleep(0.1)
             assert (gate.limit.limit, gate.breaker.state, gate.limit.silent_s > 0) == (limit, state, silent)
+
+        run_virtually(story())
+
+    def test_an_endpoint_that_talks_nonsense_is_silent_but_no_number_of_it_opens_the_breaker(self) -> None:
+        async def story() -> None:
+            gate = a_gate(maximum=4, rules=BreakerRules(min_requests=1))
+            entrance = Entrance([gate], clock)
+            for number in range(500):
+                async with entrance.admit(1, 1) as ticket:
+                    assert ticket.waited_s == 0
+                    ticket.settle(Outcome.NONSENSE)
+                assert gate.breaker.state is State.CLOSED
+                assert gate.limit.silent_s == pytest.approx(0.1 * number)
+                await asyncio.sleep(0.1)
+            assert gate.limit.limit == 4, "nor is it load"
+            async with entrance.admit(1, 1) as ticket:
+                ticket.settle(Outcome.ANSWERED)
+            assert gate.limit.silent_s == 0
 
         run_virtually(story())
 

@@ -1,12 +1,15 @@
-"""How many requests an endpoint gets at a time, on a virtual clock where time matters; and which GPUs a server gets."""
+"""How many requests an endpoint gets at a time, through the line in front of it; and which GPUs a server gets."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import pytest
 
+from pipeline.core.config_limits import Limits
 from pipeline.core.config_teacher import VllmTeacher
 from pipeline.core.errors import UsageError
+from pipeline.teacher.endpoint import open_gate
+from pipeline.teacher.gate import Entrance, Outcome, Ticket
 from pipeline.teacher.limits import FIRST_LIMIT, AdaptiveLimit
 from pipeline.teacher.server import server_environments
 
@@ -15,67 +18,79 @@ def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 10))
 
 
-async def use(limit: AdaptiveLimit, outcome: str, times: int) -> None:
-    """`times` requests that end with one outcome while all other slots are taken."""
-    for _ in range(times):
-        async with AsyncExitStack() as slots:
-            windows = [await slots.enter_async_context(limit.slot()) for _ in range(int(limit.limit))]
-            limit.succeeded() if outcome == "ok" else limit.overloaded(windows[0])
+class Door:
+    """One endpoint and the line in front of it, as a teacher without rate limits has them."""
+
+    def __init__(self, concurrency: int) -> None:
+        self.gate = open_gate(concurrency, Limits())
+        self.limit = self.gate.limit
+        self.entrance = Entrance([self.gate])
+
+    def slot(self) -> AbstractAsyncContextManager[Ticket]:
+        return self.entrance.admit(1, 1)
+
+    async def use(self, outcome: Outcome, times: int) -> None:
+        """`times` requests that end with one outcome while all other slots are taken."""
+        for _ in range(times):
+            async with AsyncExitStack() as slots:
+                tickets = [await slots.enter_async_context(self.slot()) for _ in range(int(self.limit.limit))]
+                tickets[0].settle(outcome)
 
 
 def test_it_starts_small_and_grows_by_one_per_success_up_to_its_maximum():
-    limit = AdaptiveLimit(40)
-    assert limit.limit == FIRST_LIMIT
-    run(use(limit, "ok", 5))
-    assert limit.limit == FIRST_LIMIT + 5
-    run(use(limit, "ok", 100))
-    assert limit.limit == 40
+    door = Door(40)
+    assert door.limit.limit == FIRST_LIMIT
+    run(door.use(Outcome.ANSWERED, 5))
+    assert door.limit.limit == FIRST_LIMIT + 5
+    run(door.use(Outcome.ANSWERED, 100))
+    assert door.limit.limit == 40
 
 
 def test_an_overload_halves_it_and_then_it_grows_by_one_per_window():
-    limit = AdaptiveLimit(64)
-    run(use(limit, "busy", 1))
-    assert limit.limit == FIRST_LIMIT / 2
-    run(use(limit, "ok", FIRST_LIMIT // 2))
-    assert FIRST_LIMIT / 2 + 0.9 < limit.limit < FIRST_LIMIT / 2 + 1.1
+    door = Door(64)
+    run(door.use(Outcome.BUSY, 1))
+    assert door.limit.limit == FIRST_LIMIT / 2
+    run(door.use(Outcome.ANSWERED, FIRST_LIMIT // 2))
+    assert FIRST_LIMIT / 2 + 0.9 < door.limit.limit < FIRST_LIMIT / 2 + 1.1
 
 
 def test_failures_of_one_window_cut_once():
     async def story() -> None:
-        limit = AdaptiveLimit(64)
-        for _ in range(20):
-            limit.overloaded(0)
-        assert limit.limit == FIRST_LIMIT / 2
+        door = Door(64)
+        async with AsyncExitStack() as slots:
+            for ticket in [await slots.enter_async_context(door.slot()) for _ in range(20)]:
+                ticket.settle(Outcome.BUSY)
+        assert door.limit.limit == FIRST_LIMIT / 2
 
     run(story())
 
 
 def test_one_request_may_always_leave():
-    limit = AdaptiveLimit(64)
-    run(use(limit, "busy", 50))
-    assert limit.limit == 1
+    door = Door(64)
+    run(door.use(Outcome.BUSY, 50))
+    assert door.limit.limit == 1
 
 
 def test_a_limit_that_was_not_used_up_does_not_grow():
-    limit = AdaptiveLimit(64)
+    door = Door(64)
 
     async def story() -> None:
-        async with limit.slot():
-            limit.succeeded()
+        async with door.slot() as ticket:
+            ticket.settle(Outcome.ANSWERED)
 
     run(story())
-    assert limit.limit == FIRST_LIMIT
+    assert door.limit.limit == FIRST_LIMIT
 
 
 def test_no_more_than_the_limit_are_in_flight_and_all_get_their_turn():
-    limit = AdaptiveLimit(3)
+    door = Door(3)
     most = 0
     order: list[int] = []
 
     async def one(number: int) -> None:
         nonlocal most
-        async with limit.slot():
-            most = max(most, limit.in_flight)
+        async with door.slot():
+            most = max(most, door.limit.in_flight)
             order.append(number)
             await asyncio.sleep(0)
 
@@ -85,15 +100,15 @@ def test_no_more_than_the_limit_are_in_flight_and_all_get_their_turn():
     run(story())
     assert most == 3
     assert order == list(range(50)), "first come, first served"
-    assert limit.in_flight == 0
+    assert door.limit.in_flight == 0
 
 
 def test_cancelled_waiters_and_holders_give_their_slots_back():
     async def story() -> None:
-        limit = AdaptiveLimit(2)
+        door = Door(2)
 
         async def hold() -> None:
-            async with limit.slot():
+            async with door.slot():
                 await asyncio.sleep(60)
 
         tasks = [asyncio.create_task(hold()) for _ in range(6)]
@@ -102,43 +117,43 @@ def test_cancelled_waiters_and_holders_give_their_slots_back():
         tasks[0].cancel()
         tasks[2].cancel()  # it may have been handed the slot of the first in this very tick
         await asyncio.sleep(0.01)
-        assert limit.in_flight == 2
+        assert door.limit.in_flight == 2
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert limit.in_flight == 0
-        async with limit.slot():
-            assert limit.in_flight == 1
+        assert door.limit.in_flight == 0
+        async with door.slot():
+            assert door.limit.in_flight == 1
 
     run(story())
 
 
 def test_a_slot_handed_to_a_waiter_that_is_cancelled_in_the_same_tick_is_handed_on():
     async def story() -> None:
-        limit = AdaptiveLimit(1)
+        door = Door(1)
 
         async def hold() -> None:
-            async with limit.slot():
+            async with door.slot():
                 await asyncio.sleep(0)
 
-        async with limit.slot():
+        async with door.slot():
             first, second = asyncio.create_task(hold()), asyncio.create_task(hold())
             await asyncio.sleep(0.01)
         first.cancel()
         await second
-        assert limit.in_flight == 0
+        assert door.limit.in_flight == 0
 
     run(story())
 
 
 def test_a_pause_holds_everybody_back_and_ends_by_itself():
     async def story() -> None:
-        limit = AdaptiveLimit(4)
+        door = Door(4)
         loop = asyncio.get_running_loop()
         start = loop.time()
-        limit.pause(0.15)
-        limit.pause(0.01)  # a shorter one does not end a longer one
-        async with limit.slot():
+        door.gate.pause(0.15)
+        door.gate.pause(0.01)  # a shorter one does not end a longer one
+        async with door.slot():
             assert loop.time() - start >= 0.15
 
     run(story())
