@@ -18,6 +18,9 @@ NUMBERS: Final = ("id", "cap", "reserved", "reserved_tokens", "input_tokens", "o
 TEXTS: Final = ("segment", "teacher")
 
 
+MEND = "put a sound copy in its place, or move it away: the budget then forgets what only it held"
+
+
 def spent_by(folder: Path, run: str | None, teacher: str | None, price: Price | None) -> dict[str | None, Amount]:
     """Teacher's name -> what the attempts of a run came to, each counted once; unknown ends at their worst case.
 
@@ -57,20 +60,28 @@ def _of_segments(folder: Path, run: str) -> Iterator[tuple[str, pa.Table]]:
         yield path.stem, _table({**columns, "segment": [path.stem] * len(rows)})
 
 
+def check_attempts(path: Path) -> None:
+    """Compare a folded file of attempts with its name, which is its sha256.
+
+    Raises:
+        CorruptArtefact: they differ.
+    """
+    if file_sha256(path) != path.stem:
+        what = "a file of attempts is damaged: its sha256 is not its name"
+        raise CorruptArtefact(what, where=str(path), todo=MEND)
+
+
 def _of_file(path: Path, run: str) -> pa.Table | None:
     """The attempts of a run in a folded file; None if it was written before attempts had runs."""
-    todo = "put a sound copy in its place, or move it away: the budget then forgets what only it held"
+    check_attempts(path)
     try:
-        if file_sha256(path) != path.stem:
-            what = "a file of attempts is damaged: its sha256 is not its name"
-            raise CorruptArtefact(what, where=str(path), todo=todo)
         if "run" not in pq.read_schema(path).names:
             return None
         found = pq.read_table(path, columns=[*NUMBERS, *TEXTS], filters=pc.field("run") == run)
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
-        raise CorruptArtefact(f"a file of attempts is damaged: {error}", where=str(path), todo=todo) from error
+        raise CorruptArtefact(f"a file of attempts is damaged: {error}", where=str(path), todo=MEND) from error
     return _table({name: found[name] for name in (*NUMBERS, *TEXTS)})
 
 

@@ -130,10 +130,11 @@ class Ledger:
         self.in_flight -= 1
 
 
-def surely_free(status: int) -> bool:
+def surely_free(status: int, reason: str) -> bool:
     """Whether a status says that no model was at work: the request was turned away at the door (400, 401, 422, 429) or
-    sent elsewhere (3xx). A 5xx may come from a gateway that lost a model at work."""
-    return 300 <= status < 500 and status not in PERHAPS_BILLED
+    sent elsewhere (3xx). A 5xx may come from a gateway that lost a model at work, and a filter that answers with 400
+    may have looked at a completion, which Azure OpenAI bills."""
+    return 300 <= status < 500 and status not in PERHAPS_BILLED and reason not in ("content_filter", "refusal")
 
 
 def worst_tokens(body: bytes) -> int:

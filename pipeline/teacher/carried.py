@@ -51,6 +51,12 @@ def row_sha256(stored: Stored) -> bytes:
     return hashlib.sha256(json.dumps(facts).encode() + b"\n" + stored.body).digest()
 
 
+LATEST_MS = 253_402_300_799_999
+"""The end of the year 9999, in Unix milliseconds: the last that Python's calendar knows."""
+MOST_OF_A_KEY = 1000
+"""Answers to one request that a file may hold: all of them are in memory at a time."""
+
+
 class Counts:
     """What a file of answers holds, row by row."""
 
@@ -157,6 +163,7 @@ class Reader:
         self._path, self._facts = path, facts
         self._content = hashlib.sha256()
         self._last = (b"", 0)
+        self._of_key = 0
         self.rows = 0
         self.counts = Counts()
 
@@ -181,7 +188,7 @@ class Reader:
                     batches = file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False)
                     while rows := self._next(batches):
                         yield from rows
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise _damaged(self._path, str(error).partition("\n")[0]) from error
 
     def _open(self) -> pq.ParquetFile:
@@ -204,6 +211,11 @@ class Reader:
         names = (stored.teacher, stored.model, stored.engine, stored.wire, stored.rejected or "")
         if len(stored.body) > MAX_BODY_BYTES or max(map(len, names)) > NAMES_BYTES:
             raise self._wrong("it is larger than any answer")
+        if not 0 <= stored.stored_ms <= LATEST_MS or stored.cap < 1 or (stored.room is not None and stored.room < 1):
+            raise self._wrong("its time or cap is none")
+        self._of_key = self._of_key + 1 if stored.key == self._last[0] else 1
+        if self._of_key > MOST_OF_A_KEY:
+            raise self._wrong(f"it is one of more than {MOST_OF_A_KEY:,} answers to one request")
         if row_sha256(stored) != sha256:
             raise self._wrong("its sha256 differs")
         if (stored.key, stored.stored_ms) < self._last:

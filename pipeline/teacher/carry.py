@@ -20,6 +20,7 @@ from pipeline.teacher.answer_files import new_file
 from pipeline.teacher.carried import FACTS, Counts, Reader, carried_schema, read_facts, row_sha256
 from pipeline.teacher.responses import ANSWER_SCHEMA, is_hit, outcome_of
 from pipeline.teacher.segment import Stored
+from pipeline.teacher.verdict import FORBIDDEN
 from pipeline.teacher.walk import Check, answers_by_key, never
 
 # ---------------------------------------------------------------------------------------------------------- export
@@ -46,6 +47,10 @@ class Exported:
     unreadable: int
 
 
+OF_THIS_ACCOUNT = frozenset({FORBIDDEN, "bad_request"})
+"""Refusals that are not about the prompt alone."""
+
+
 def every_answer(folder: Path, check: Check = never) -> Iterator[Stored]:
     """All that is stored, sorted by (key, time).
 
@@ -58,7 +63,8 @@ def every_answer(folder: Path, check: Check = never) -> Iterator[Stored]:
 
 def export(answers: Iterable[Stored], path: Path) -> Exported:
     """Write answers, sorted by key, into a new file, or over an earlier one of the same kind. Equal answers give equal
-    bytes for one version of pyarrow.
+    bytes for one version of pyarrow. What an API refused this account (`forbidden`, `bad_request`) stays here: its
+    words may name the account, and another account may be answered.
 
     Raises:
         UsageError: something else lies there, its folder is missing, or there is nothing to write.
@@ -69,6 +75,9 @@ def export(answers: Iterable[Stored], path: Path) -> Exported:
     with disk_errors(str(path), "make room or give write access, then run the same command again"):
         with new_file(path.parent, carried_schema(), 0o666) as file:
             for stored in answers:
+                outcome = outcome_of(stored)
+                if outcome is not None and outcome.rejected in OF_THIS_ACCOUNT:
+                    continue
                 if not counts.add(stored):
                     continue
                 row = row_sha256(stored)

@@ -17,12 +17,12 @@ from pipeline.core.errors import Incomplete
 from pipeline.teacher.budget import surely_free
 from pipeline.teacher.complaints import abort_error, refused_error
 from pipeline.teacher.endpoint import Endpoint
-from pipeline.teacher.gate import Entrance, Outcome, Ticket
+from pipeline.teacher.gate import Entrance, Outcome, Ticket, outcome_of_attempt
 from pipeline.teacher.recorder import Recorder, now_ms
 from pipeline.teacher.request import Request
 from pipeline.teacher.segment import Ended, Stored
 from pipeline.teacher.spending import Hold, Purse
-from pipeline.teacher.transport import Raw, send
+from pipeline.teacher.transport import Raw, request_id, send
 from pipeline.teacher.verdict import (
     BAD_PAYLOAD,
     FORBIDDEN,
@@ -35,7 +35,6 @@ from pipeline.teacher.verdict import (
     snippet,
     why_unconnected,
 )
-from pipeline.teacher.wire import clean
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,6 @@ REFUSALS_IN_A_ROW = 20
 """Refused requests, without an answer in between, that show a wrong config or key."""
 BYTES_PER_TOKEN = 4
 """A guess, for rates only: what a reply says corrects it."""
-REQUEST_ID_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +96,12 @@ class Attempted:
     verdict: Verdict
     left: bool = True
     request_id: str | None = None
+
+    @property
+    def used(self) -> tuple[int | None, int | None]:
+        """Tokens of input and output as the provider counts them; None: unknown."""
+        reply = self.verdict.reply
+        return (None, None) if reply is None else (reply.prompt_tokens, reply.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ class Client:
                 endpoint = self.endpoints[ticket.index]
                 if tries.first_failure is not None:
                     tries.asked_to_wait += ticket.waited_s  # a place in a line is no failure
-                hold = None if self.is_closed else await self._reserve(body)
+                hold = None if self.is_closed else await self._reserve(body, tries)
                 if hold is None:
                     ticket.settle(Outcome.UNSENT)
                     return Settled(gave_up="stopped")
@@ -192,24 +196,27 @@ class Client:
     def silent_s(self) -> float:
         """Seconds for which no endpoint has answered although asked; 0 while any does, or all are restarting."""
         open_gates = (endpoint.gate for endpoint in self.endpoints if not endpoint.gate.is_shut)
-        return min((gate.limit.silent_s for gate in open_gates), default=0.0)
+        return min((gate.limit.vain_s for gate in open_gates), default=0.0)
 
     def _body(self, request: Request) -> bytes:
         """The JSON of a request: one for all endpoints, which serve one model in one format."""
         endpoint = self.endpoints[0]
         return endpoint.wire.body(endpoint.ask(request.messages, self.sampling))
 
-    async def _reserve(self, body: bytes) -> Hold | None:
+    async def _reserve(self, body: bytes, tries: Tries) -> Hold | None:
         """Hold the worst case of an attempt; None if no request may leave any more.
 
         Raises:
             Incomplete: the budget is reached.
         """
+        began = time.monotonic()
         try:
             hold = await self.purse.reserve(body, self.sampling.max_tokens)
         except Incomplete:
             self.draining = True  # before those that wait for our slot are let in
             raise
+        if tries.first_failure is not None:
+            tries.asked_to_wait += time.monotonic() - began
         if not self.is_closed:
             return hold
         self.purse.release(hold)
@@ -237,7 +244,7 @@ class Client:
             return Attempted(number, hold, None, Verdict(Action.REJECT, "oversize"))
         verdict = judge(endpoint.wire.read, raw.status, raw.headers, raw.body)
         verdict = about_this_row(verdict) if self.proven else verdict
-        return Attempted(number, hold, raw, verdict, request_id=_request_id(raw, key))
+        return Attempted(number, hold, raw, verdict, request_id=request_id(raw, key))
 
     def _adapt(self, endpoint: Endpoint, ticket: Ticket, attempt: Attempted) -> None:
         """Let the outcome change how much this endpoint gets."""
@@ -249,9 +256,7 @@ class Client:
         if is_outage and gate.limit.silent_s == 0.0:
             what, budget = f"{verdict.reason}: {verdict.detail}", self.retry.budget_s
             log.warning("%s does not answer (%s); trying again for up to %g s", endpoint.url, what, budget)
-        reply = verdict.reply
-        used = (None, None) if reply is None else (reply.prompt_tokens, reply.completion_tokens)
-        ticket.settle(outcome, *(used if attempt.left else (0, 0)))
+        ticket.settle(outcome, *(attempt.used if attempt.left else (0, 0)))
         if attempt.raw is not None:
             gate.observe(attempt.raw.headers)
         if verdict.retry_after is not None:
@@ -288,11 +293,8 @@ class Client:
     async def _end(self, attempt: Attempted, outcome: str, answer: Stored | None = None) -> None:
         """Note how an attempt ended and what it came to; only then what was held for it is free."""
         status = None if attempt.raw is None else attempt.raw.status
-        reply = attempt.verdict.reply
-        if not attempt.left or (status is not None and surely_free(status)):
-            used: tuple[int | None, int | None] = (0, 0)
-        else:
-            used = (None, None) if reply is None else (reply.prompt_tokens, reply.completion_tokens)
+        is_free = not attempt.left or (status is not None and surely_free(status, attempt.verdict.reason))
+        used = (0, 0) if is_free else attempt.used
         cost = self.purse.cost(attempt.hold, *used)
         ended = Ended(attempt.number, outcome, status, *used, cost, attempt.request_id)
         await self.recorder.settle(ended, answer)
@@ -374,22 +376,3 @@ class Client:
             body=b"" if raw is None else raw.body,
             room=self.room,
         )
-
-
-def outcome_of_attempt(verdict: Verdict) -> Outcome:
-    """What the end of an attempt says about the endpoint. A completion without content is the model's doing."""
-    if verdict.action in (Action.ANSWER, Action.REJECT, Action.STRIKE):
-        return Outcome.ANSWERED
-    if verdict.reason == "rate_limited":
-        return Outcome.BUSY
-    if verdict.reason == BAD_PAYLOAD:
-        return Outcome.NONSENSE
-    return Outcome.OVERLOADED if verdict.overload else Outcome.FAILED
-
-
-def _request_id(raw: Raw, key: str | None) -> str | None:
-    """The provider's name of a request, without our key should it hold that."""
-    given = raw.headers.get("x-request-id") or raw.headers.get("request-id")
-    if given is None:
-        return None
-    return clean(given if key is None else given.replace(key, "***"))[:REQUEST_ID_CHARS]

@@ -6,8 +6,10 @@ import logging
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -16,6 +18,7 @@ from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_budget import Spending
 from pipeline.core.config_teacher import Retry, VllmTeacher
 from pipeline.core.errors import Incomplete, PipelineError
+from pipeline.core.runs import hold_lock
 from pipeline.core.stage import Context, Json, check_cancelled
 from pipeline.teacher.accounts import spent_by
 from pipeline.teacher.budget import Amount
@@ -80,6 +83,7 @@ def fetch_missing(
         Incomplete: rows stay pending, or the budget is reached; what was answered is stored.
         UsageError: the teacher cannot be asked like this at all, or money is capped and its price unknown.
         Interrupted: a signal asked us to stop; requests in flight had `GRACE_S` seconds to finish.
+        RunLocked: another process is spending this budget.
     """
     price = price_of(teacher)
     check_priced(spending, price)
@@ -88,13 +92,20 @@ def fetch_missing(
     for looked in lookup:
         check_cancelled(ctx)
         if looked.misses:
-            purse = Purse(spending, price, _spent(spending, price, ctx), ctx.resume_command)
-            recorder = Recorder(store, spending.run, spending.teacher)
-            fetch = Fetch(store, teacher, asked, retry, ctx, counts, lookup, recorder, purse)
-            _run_in_loop(fetch.run(looked))
+            with _holding_budget(spending, ctx.data / "responses"):
+                purse = Purse(spending, price, _spent(spending, price, ctx), ctx.resume_command)
+                recorder = Recorder(store, spending.run, spending.teacher)
+                fetch = Fetch(store, teacher, asked, retry, ctx, counts, lookup, recorder, purse)
+                _run_in_loop(fetch.run(looked))
             break
         fetch_hits(looked, counts, ctx)
     return counts
+
+
+def _holding_budget(spending: Spending, responses: Path) -> AbstractContextManager[None]:
+    """Where there are caps, spend alone: two runs of one budget (`--set` makes another run, not another budget) would
+    each spend all of it."""
+    return hold_lock(responses / f"budget-{spending.run}.lock") if spending.is_capped else contextlib.nullcontext()
 
 
 def _spent(spending: Spending, price: Price | None, ctx: Context) -> dict[str | None, Amount]:

@@ -10,6 +10,7 @@ from pipeline.teacher.breaker import CircuitBreaker, Permit
 from pipeline.teacher.limits import AdaptiveLimit
 from pipeline.teacher.line import Line, Wait
 from pipeline.teacher.rates import RateLimiter, Reservation, read_quotas
+from pipeline.teacher.verdict import BAD_PAYLOAD, Action, Verdict
 
 
 class Outcome(Enum):
@@ -27,6 +28,17 @@ class Outcome(Enum):
     """It is alive, but this was no answer (a maintenance page with status 200): perhaps this row's bad luck."""
     UNSENT = "unsent"
     """The request did not leave."""
+
+
+def outcome_of_attempt(verdict: Verdict) -> Outcome:
+    """What the end of an attempt says about the endpoint. A completion without content is the model's doing."""
+    if verdict.action in (Action.ANSWER, Action.REJECT, Action.STRIKE):
+        return Outcome.ANSWERED
+    if verdict.reason == "rate_limited":
+        return Outcome.BUSY
+    if verdict.reason == BAD_PAYLOAD:
+        return Outcome.NONSENSE
+    return Outcome.OVERLOADED if verdict.overload else Outcome.FAILED
 
 
 @dataclass(frozen=True, slots=True)

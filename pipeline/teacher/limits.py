@@ -46,6 +46,7 @@ class AdaptiveLimit:
         self._window_after_cut = FEW_ANSWERS
         self._too_much = float(maximum)
         self._silent_since: float | None = None
+        self._failed_at = 0.0
         self.in_flight = 0
         self.limit = float(min(FIRST_LIMIT, maximum))
 
@@ -53,6 +54,12 @@ class AdaptiveLimit:
     def silent_s(self) -> float:
         """Seconds since the first failure after the last success; 0 while all is well."""
         return 0.0 if self._silent_since is None else self._clock() - self._silent_since
+
+    @property
+    def vain_s(self) -> float:
+        """Seconds from the first to the last failure since the last success: for so long it was asked in vain. Time
+        in which nothing could leave (a rate, a pause) is no failure of the endpoint."""
+        return 0.0 if self._silent_since is None else self._failed_at - self._silent_since
 
     def take(self) -> int | Wait:
         """Take a slot, to be given back: the window it belongs to, which is handed to `overloaded`."""
@@ -80,8 +87,9 @@ class AdaptiveLimit:
 
     def failed(self) -> None:
         """The endpoint did not answer, for a reason that says nothing about its load."""
+        self._failed_at = self._clock()
         if self._silent_since is None:
-            self._silent_since = self._clock()
+            self._silent_since = self._failed_at
 
     def overloaded(self, window: int) -> None:
         """The endpoint was too busy for a request that left in `window`."""

@@ -16,6 +16,7 @@ from pipeline.core.errors import RunLocked, UsageError, disk_errors
 from pipeline.core.mistakes import nearest
 from pipeline.core.runs import lock_holder, own_data, run_lock
 from pipeline.core.store import sync_folder
+from pipeline.teacher.accounts import check_attempts
 from pipeline.teacher.answer_files import new_file
 from pipeline.teacher.inventory import Kind, Row, Tally, existing_data, reason_of, segments_of
 from pipeline.teacher.responses import ANSWER_SCHEMA, ResponseStore, outcome_of
@@ -249,6 +250,7 @@ def _attempts(folder: Path) -> Iterator[tuple[str, Attempt]]:
     for path in segment_paths(folder / "segments"):
         yield from ((path.stem, attempt) for attempt in read_attempts(path))
     for path in sorted((folder / "attempts").glob("*.parquet")):
+        check_attempts(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names = [name for name in COUNTED if name in file.schema_arrow.names]
             if "cost" not in names:  # written before attempts were priced

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from pipeline.teacher.wire import clean
+
 MAX_BODY_BYTES = 4 * 1024 * 1024
 """Longer responses are not read to their end: the row is rejected as `oversize`."""
 CONNECT_TIMEOUT_S = 30.0
+REQUEST_ID_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +75,11 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
             response.close()
             return None
     return b"".join(parts)
+
+
+def request_id(raw: Raw, key: str | None) -> str | None:
+    """The provider's name of a request, without our key should it hold that."""
+    given = raw.headers.get("x-request-id") or raw.headers.get("request-id")
+    if given is None:
+        return None
+    return clean(given if key is None else given.replace(key, "***"))[:REQUEST_ID_CHARS]

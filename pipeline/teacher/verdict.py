@@ -73,7 +73,7 @@ QUOTA_CODES = frozenset(
 QUOTA_MESSAGES = (
     "your credit balance is too low",
     "you have reached your specified api usage limits",
-    "your project has exceeded its",
+    "your project has exceeded its monthly spending cap",
 )
 """How messages begin in which Anthropic (400) and Google (429) say it under the type of another error."""
 FILTER_CODES = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})

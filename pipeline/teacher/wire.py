@@ -27,6 +27,7 @@ class Reply:
         finish_reason: as the server names it ("stop", "length", …).
         prompt_tokens, completion_tokens: None where the server does not count.
         flags: `sanitized`: a lone surrogate or invalid UTF-8 became U+FFFD; `nul`: the text holds NUL.
+        apart_tokens: output that is billed beside `completion_tokens`: some servers count reasoning only in the total.
     """
 
     text: str
@@ -35,6 +36,12 @@ class Reply:
     prompt_tokens: int | None
     completion_tokens: int | None
     flags: tuple[str, ...]
+    apart_tokens: int = 0
+
+    @property
+    def output_tokens(self) -> int | None:
+        """All output tokens that are billed."""
+        return None if self.completion_tokens is None else self.completion_tokens + self.apart_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,23 +167,28 @@ def make_reply(
     tokens: tuple[int | None, int | None],
     *,
     repaired: bool,
+    total_tokens: int | None = None,
 ) -> Reply:
     """A reply whose texts Arrow can hold, with the flags that say what was odd about them.
 
     Args:
         tokens: of the prompt and of the completion.
         repaired: invalid UTF-8 had to be replaced in the body.
+        total_tokens: of prompt and completion, where the server counts it on its own.
     """
     flags = text_flags(text, reasoning)
+    prompt, completion = tokens
+    known = None not in (prompt, completion, total_tokens)
     if repaired and SANITIZED not in flags:
         flags = tuple(sorted((*flags, SANITIZED)))
     return Reply(
         text=clean(text),
         reasoning_content=None if reasoning is None else clean(reasoning),
         finish_reason=clean(finish_reason),
-        prompt_tokens=tokens[0],
-        completion_tokens=tokens[1],
+        prompt_tokens=prompt,
+        completion_tokens=completion,
         flags=flags,
+        apart_tokens=max(0, (total_tokens or 0) - (prompt or 0) - (completion or 0)) if known else 0,
     )
 
 

@@ -18,9 +18,10 @@ import yaml
 
 from pipeline.core.config_budget import Budget, Spending, TokenPrice, nano
 from pipeline.core.config_teacher import OpenAITeacher, Retry, Sampling
-from pipeline.core.errors import CorruptArtefact, ExitCode, Incomplete, UsageError
+from pipeline.core.errors import CorruptArtefact, ExitCode, Incomplete, RunLocked, UsageError
 from pipeline.core.lineage import DigestCache, file_sha256
 from pipeline.core.record import Message
+from pipeline.core.runs import hold_lock
 from pipeline.teacher.accounts import spent_by
 from pipeline.teacher.ask import Answer, ask
 from pipeline.teacher.budget import Amount
@@ -160,6 +161,24 @@ class TestMoney:
             spender.stopped(usd=self.CAP)
             assert till.nano <= nano(self.CAP)
             assert spender.last["cost_usd"] == 0 and spender.last["unknown"] == sum(till.answered.values())
+
+    def test_reasoning_that_only_the_total_counts_is_paid_for(self, tmp_path: Path) -> None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": "4"}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 70}
+        act = Act(body=json.dumps({"choices": [choice], "usage": usage}).encode())
+        with ScriptedServer(lambda seen, number: act) as server:
+            spender = Spender(tmp_path, server)
+            (answer, *_) = spender.ask(PROMPTS[:3], usd=1)
+        assert answer.completion_tokens == 2
+        assert spender.spent().nano == 3 * Price.of(TokenPrice(**PRICE)).cost(10, 60)
+
+    def test_two_runs_of_one_budget_do_not_spend_it_at_once(self, tmp_path: Path) -> None:
+        """`--set` makes another run of the same budget."""
+        with ScriptedServer(Till()) as server, hold_lock(tmp_path / "data" / "responses" / "budget-small.lock"):
+            with pytest.raises(RunLocked):
+                Spender(tmp_path, server).ask(usd=1)
+            assert server.seen == []
+            assert len(Spender(tmp_path, server).ask(PROMPTS[:2])) == 2, "without caps nobody waits"
 
     def test_what_is_turned_away_at_the_door_costs_nothing(self, tmp_path: Path) -> None:
         till = Till(lambda number: failure(429) if number % 2 else None)

@@ -68,11 +68,15 @@ class TestLedger:
 class TestWhatAnAttemptCosts:
     @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422, 429])
     def test_what_is_turned_away_is_free(self, status: int) -> None:
-        assert surely_free(status)
+        assert surely_free(status, "bad_request")
 
     @pytest.mark.parametrize("status", [200, 408, 499, 500, 502, 503, 504, 529])
     def test_whatever_may_have_reached_a_model_is_not(self, status: int) -> None:
-        assert not surely_free(status)
+        assert not surely_free(status, "")
+
+    @pytest.mark.parametrize("reason", ["content_filter", "refusal"])
+    def test_a_filter_that_answers_with_400_may_have_looked_at_a_completion(self, reason: str) -> None:
+        assert not surely_free(400, reason)
 
     def test_a_prompt_has_at_most_one_token_per_byte_beside_the_template_s(self) -> None:
         assert worst_tokens("é".encode() * 10) == 20 + 256

@@ -207,6 +207,16 @@ def write(path: Path, answers: Iterable[Stored], edit: Callable[[dict], object] 
     return path
 
 
+class TestExportOfRefusals:
+    def test_what_was_refused_to_this_account_stays_here(self, tmp_path: Path) -> None:
+        """Its words may name the account, and the one who imports it may be answered."""
+        said = b'{"error": {"message": "project proj_1 of org-1 has no access", "type": "invalid_request_error"}}'
+        refused = [answer("b", status=403, rejected="forbidden", body=said), answer("c", status=400, body=said)]
+        made = export(by_key([answer("a"), *refused]), tmp_path / "x.parquet")
+        assert (made.answers, made.rejected) == (1, {})
+        assert b"proj_1" not in b"".join(pq.read_table(tmp_path / "x.parquet")["body"].to_pylist())
+
+
 class TestDamagedRows:
     @pytest.mark.parametrize(
         ("edit", "why"),
@@ -226,6 +236,19 @@ class TestDamagedRows:
     def test_a_body_that_is_no_answer(self, tmp_path: Path, data: Path) -> None:
         answers = [answer("a", status=200, body=b"<html>")]
         assert "not understood as an answer" in refused(write(tmp_path / "x.parquet", answers), data)
+
+    @pytest.mark.parametrize("change", [{"stored_ms": 2**63 - 1}, {"stored_ms": -1}, {"cap": 0}, {"room": 0}])
+    def test_a_time_or_a_cap_that_cannot_be(self, tmp_path: Path, data: Path, change: dict[str, int]) -> None:
+        assert "its time or cap is none" in refused(write(tmp_path / "x.parquet", [answer("a", **change)]), data)
+
+    def test_more_answers_to_one_request_than_memory_should_hold(self, tmp_path: Path, data: Path) -> None:
+        answers = [answer("a", stored_ms=number) for number in range(carried.MOST_OF_A_KEY + 1)]
+        assert "more than 1,000 answers to one request" in refused(write(tmp_path / "x.parquet", answers), data)
+
+    def test_text_that_is_not_utf8(self, tmp_path: Path, data: Path) -> None:
+        path = write(tmp_path / "x.parquet", [answer("a", model="zzzz")])
+        path.write_bytes(path.read_bytes().replace(b"zzzz", b"\xff\xfe\xfd\xfc"))
+        assert "utf-8" in refused(path, data)
 
     def test_rows_out_of_order(self, tmp_path: Path, data: Path) -> None:
         answers = [*reversed(ANSWERS[:2])]

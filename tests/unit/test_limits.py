@@ -166,9 +166,11 @@ def test_silence_is_counted_from_the_first_failure_after_the_last_success():
     limit.failed()
     now = 103.0
     limit.failed()
-    assert limit.silent_s == 3
+    now = 110.0
+    assert limit.silent_s == 10
+    assert limit.vain_s == 3, "time in which nobody asked, since none might leave, is not in vain"
     limit.succeeded()
-    assert limit.silent_s == 0
+    assert (limit.silent_s, limit.vain_s) == (0, 0)
 
 
 def two_servers(inherited: dict[str, str], installed: int, **teacher: object) -> list[str | None]:

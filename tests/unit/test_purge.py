@@ -112,6 +112,14 @@ def test_a_damaged_file_stops_it_before_anything_goes(data: Path) -> None:
     assert files[0].read_bytes() == content[0]
 
 
+def test_a_damaged_file_of_attempts_is_named_and_nothing_goes(data: Path) -> None:
+    for path in (data / "responses" / "attempts").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CorruptArtefact, match="attempts"):
+        purge(data, Selection(before_ms=10_000), delete=True)
+    assert left(data) == by_key(ALL)
+
+
 class TestOthers:
     def test_a_run_in_the_folder_is_named(self, data: Path) -> None:
         with share_data(data), hold_lock(run_lock(data / "runs" / "small")), pytest.raises(RunLocked) as caught:

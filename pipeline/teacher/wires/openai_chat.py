@@ -68,7 +68,8 @@ def _read_choice(choice: dict[str, Any], usage: Any, repaired: bool) -> Reply | 
         return Unusable("bad_payload")
     usage = usage if isinstance(usage, dict) else {}
     tokens = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
-    return make_reply(text, reasoning, finish_reason, tokens, repaired=repaired)
+    total = token_count(usage.get("total_tokens"))
+    return make_reply(text, reasoning, finish_reason, tokens, repaired=repaired, total_tokens=total)
 
 
 def _parts(content: Any) -> tuple[Any, str | None]:
