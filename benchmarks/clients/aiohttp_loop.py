@@ -17,13 +17,7 @@ async def ask_all(job: Job) -> int:
         async def work() -> None:
             nonlocal answered
             for prompt in waiting:
-                body = {
-                    "model": job.model,
-                    "messages": [{"role": "user", "content": prompt}],
-                    "max_tokens": job.max_tokens,
-                    "temperature": 0.0,
-                }
-                async with session.post(f"{job.url}/chat/completions", json=body) as response:
+                async with session.post(f"{job.url}/chat/completions", json=job.body(prompt)) as response:
                     reply = await response.json()
                 answered += isinstance(reply["choices"][0]["message"]["content"], str)
 

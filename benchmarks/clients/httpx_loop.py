@@ -17,13 +17,7 @@ async def ask_all(job: Job) -> int:
         async def work() -> None:
             nonlocal answered
             for prompt in waiting:
-                body = {
-                    "model": job.model,
-                    "messages": [{"role": "user", "content": prompt}],
-                    "max_tokens": job.max_tokens,
-                    "temperature": 0.0,
-                }
-                response = await client.post(f"{job.url}/chat/completions", json=body)
+                response = await client.post(f"{job.url}/chat/completions", json=job.body(prompt))
                 answered += isinstance(response.json()["choices"][0]["message"]["content"], str)
 
         await asyncio.gather(*(work() for _ in range(job.concurrency)))

@@ -41,6 +41,11 @@ class Job:
         """Different prompts of about 40 tokens."""
         return [f"Number {index}: {PROMPT_WORDS}?" for index in range(self.count)]
 
+    def body(self, prompt: str) -> dict[str, object]:
+        """The JSON of a chat completion that asks one prompt."""
+        message = {"role": "user", "content": prompt}
+        return {"model": self.model, "messages": [message], "max_tokens": self.max_tokens, "temperature": 0.0}
+
 
 @contextmanager
 def measured(answered: list[int]) -> Iterator[None]:

@@ -16,9 +16,7 @@ from pipeline.teacher.segment import attempt_columns, open_segment, segment_path
 
 NUMBERS: Final = ("id", "cap", "reserved", "reserved_tokens", "input_tokens", "output_tokens", "cost")
 TEXTS: Final = ("segment", "teacher")
-
-
-MEND = "put a sound copy in its place, or move it away: the budget then forgets what only it held"
+MEND: Final = "put a sound copy in its place, or move it away: the budget then forgets what only it held"
 
 
 def spent_by(folder: Path, run: str | None, teacher: str | None, price: Price | None) -> dict[str | None, Amount]:
@@ -73,8 +71,8 @@ def check_attempts(path: Path) -> None:
 
 def _of_file(path: Path, run: str) -> pa.Table | None:
     """The attempts of a run in a folded file; None if it was written before attempts had runs."""
-    check_attempts(path)
     try:
+        check_attempts(path)
         if "run" not in pq.read_schema(path).names:
             return None
         found = pq.read_table(path, columns=[*NUMBERS, *TEXTS], filters=pc.field("run") == run)

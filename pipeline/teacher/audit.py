@@ -1,6 +1,5 @@
 """Looks for damage in the response store, and changes nothing in it."""
 
-import fcntl
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from pipeline.core.lineage import file_sha256
 from pipeline.teacher.salvage import committed_frames, readable_frames
-from pipeline.teacher.segment import COLUMNS, lock_path, segment_paths, stored_of, text_of
+from pipeline.teacher.segment import COLUMNS, is_held, segment_paths, stored_of, text_of
 
 FOLDED = ("answers", "attempts")
 MOVE = "move the file away and run again: what only it held is asked for again"
@@ -35,7 +34,7 @@ class Checked:
 def response_files(folder: Path) -> list[Path]:
     """The files that `check` looks at: folded ones, and the segments of processes that are gone."""
     folded = [path for name in FOLDED for path in sorted((folder / name).glob("*.parquet"))]
-    segments = [path for path in segment_paths(folder / "segments") if path.exists() and not _is_written(path)]
+    segments = [path for path in segment_paths(folder / "segments") if path.exists() and not is_held(path)]
     return [*folded, *segments]
 
 
@@ -52,18 +51,6 @@ def _folded_damage(path: Path) -> str | None:
         return None if file_sha256(path) == path.stem else "the file's sha256 is not its name"
     except OSError as error:
         return f"the file cannot be read: {error.strerror}" if path.exists() else None
-
-
-def _is_written(segment: Path) -> bool:
-    """Whether the process that writes a segment lives; then there is nothing to check yet."""
-    try:
-        with lock_path(segment).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def _segment_damage(path: Path) -> str | None:

@@ -155,9 +155,8 @@ class Client:
         Raises:
             UsageError, Incomplete: every further request would fail in the same way.
         """
-        tries = Tries()
+        tries, body = Tries(), self._body(request)
         while True:
-            body = self._body(request)
             async with self.entrance.admit(len(body) // BYTES_PER_TOKEN, self.sampling.max_tokens) as ticket:
                 endpoint = self.endpoints[ticket.index]
                 if tries.first_failure is not None:
@@ -194,7 +193,7 @@ class Client:
         await self._believe(self._held)
 
     def silent_s(self) -> float:
-        """Seconds for which no endpoint has answered although asked; 0 while any does, or all are restarting."""
+        """Seconds for which every endpoint was asked in vain; 0 while any answers, or all are restarting."""
         open_gates = (endpoint.gate for endpoint in self.endpoints if not endpoint.gate.is_shut)
         return min((gate.limit.vain_s for gate in open_gates), default=0.0)
 

@@ -1,6 +1,5 @@
 """What lies in the response store: sums over all answers, segments not folded yet, damage that was set aside."""
 
-import fcntl
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Final, NamedTuple
 
 from pipeline.core.errors import UsageError
 from pipeline.teacher.responses import Outcome, outcome_of
-from pipeline.teacher.segment import Stored, lock_path, segment_paths
+from pipeline.teacher.segment import Stored, is_held, segment_paths
 from pipeline.teacher.walk import Check, answers_by_key, folded_files, never
 
 UNREADABLE: Final = "unreadable"
@@ -227,26 +226,15 @@ def _shares(sizes: Mapping[Path, int], bodies: Mapping[tuple[Path, Kind], int]) 
 def segments_of(folder: Path) -> tuple[Unfolded, ...]:
     """The segments of a response store, of living and dead processes."""
     return tuple(
-        Unfolded(path, _size(path), _pid(path), _is_held(path))
+        Unfolded(path, _size(path), _pid(path), is_held(path))
         for path in segment_paths(folder / "segments")
-        if path.exists() or _is_held(path)
+        if path.exists() or is_held(path)
     )
 
 
 def _pid(segment: Path) -> int | None:
     number = segment.stem.partition("-")[0]
     return int(number) if number.isdecimal() else None
-
-
-def _is_held(segment: Path) -> bool:
-    try:
-        with lock_path(segment).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def existing_data(data: Path) -> Path:

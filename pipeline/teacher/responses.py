@@ -129,6 +129,11 @@ def is_hit(stored: Stored, outcome: Outcome, cap: int, room: int | None = None) 
     return stored.cap >= cap and (cut_by_cap or had_room)
 
 
+def rank(stored: Stored, cap: int) -> tuple[bool, int, bytes]:
+    """Of several hits the least stands: the one asked with this very cap, then the oldest."""
+    return stored.cap != cap, stored.stored_ms, stored.body
+
+
 class ResponseStore:
     """The doors to `data/responses`: `put` and `get_many`. A context manager; many processes may use one folder.
 
@@ -195,9 +200,9 @@ class ResponseStore:
             cap = wanted[stored.key]
             if outcome is None or not is_hit(stored, outcome, cap, room):
                 continue
-            rank = (stored.cap != cap, stored.stored_ms, stored.body)
-            if stored.key not in best or rank < best[stored.key][0]:
-                best[stored.key] = (rank, outcome)
+            order = rank(stored, cap)
+            if stored.key not in best or order < best[stored.key][0]:
+                best[stored.key] = (order, outcome)
         return {key: outcome for key, (_, outcome) in best.items()}
 
     def _candidates(self, wanted: Mapping[bytes, int]) -> Iterator[Stored]:

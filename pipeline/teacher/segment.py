@@ -320,6 +320,18 @@ def _own_lock(path: Path) -> int:
         os.close(lock)
 
 
+def is_held(segment: Path) -> bool:
+    """Whether a process writes or folds a segment."""
+    try:
+        with lock_path(segment).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 def lock_path(segment: Path) -> Path:
     """Not the database itself: closing any handle of that would drop SQLite's own locks in this process."""
     return segment.with_suffix(".lock")

@@ -34,7 +34,7 @@ class Totals:
         requests: attempts that left.
         input_tokens, output_tokens, nano: where they are known; nano-dollars.
         unknown: attempts whose cost is not known.
-        unknown_nano, unknown_tokens: their worst case.
+        unknown_nano: their worst case.
     """
 
     requests: int = 0
@@ -43,7 +43,6 @@ class Totals:
     nano: int = 0
     unknown: int = 0
     unknown_nano: int = 0
-    unknown_tokens: int = 0
 
 
 def check_priced(spending: Spending, price: Price | None) -> None:
@@ -193,18 +192,16 @@ class Purse:
     def _count_unknown(self, worst: Amount) -> None:
         self.totals.unknown += 1
         self.totals.unknown_nano += worst.nano
-        self.totals.unknown_tokens += worst.tokens
 
     def _with_in_flight(self) -> Totals:
-        totals, held = self.totals, self._ledger.held
+        totals = self.totals
         return Totals(
             requests=totals.requests + self._ledger.in_flight,
             input_tokens=totals.input_tokens,
             output_tokens=totals.output_tokens,
             nano=totals.nano,
             unknown=totals.unknown + self._ledger.in_flight,
-            unknown_nano=totals.unknown_nano + held.nano,
-            unknown_tokens=totals.unknown_tokens + held.tokens,
+            unknown_nano=totals.unknown_nano + self._ledger.held.nano,
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.teacher.responses import Outcome, is_hit, outcome_of
+from pipeline.teacher.responses import Outcome, is_hit, outcome_of, rank
 from pipeline.teacher.segment import Stored
 from pipeline.teacher.walk import Check, answers_by_key, never
 
@@ -45,13 +45,10 @@ class Coverage:
 
 
 def pick(answers: Iterable[Stored], cap: int, room: int | None) -> tuple[Stored, Outcome] | None:
-    """Of the answers to one key the one that `ResponseStore.get_many` gives for this cap and room; None: there is none.
-
-    The one asked with this very cap wins, then the oldest.
-    """
+    """Of the answers to one key the one that `ResponseStore.get_many` gives for this cap and room, if any."""
     read = [(stored, outcome_of(stored)) for stored in answers]
     hits = [(stored, outcome) for stored, outcome in read if outcome is not None and is_hit(stored, outcome, cap, room)]
-    return min(hits, key=lambda hit: (hit[0].cap != cap, hit[0].stored_ms, hit[0].body), default=None)
+    return min(hits, key=lambda hit: rank(hit[0], cap), default=None)
 
 
 def chosen(folder: Path, wanted: Wanted, check: Check = never) -> Iterator[Stored]:
