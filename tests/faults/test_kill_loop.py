@@ -32,7 +32,7 @@ PROMPTS = 2000
 SAMPLES = 2
 REQUESTS = PROMPTS * SAMPLES
 TRAIN_STEPS = 12
-TRIES = 10
+TRIES = 20
 ORPHAN_S = 60.0
 """Seconds after which nothing lives that a killed run started. A launcher of a worker is no danger, but it has to
 import torch before it starts the worker that sees that it is not wanted."""
@@ -144,7 +144,7 @@ def _begun(step: str) -> Callable[[Running], object]:
 
 def _exists(project: Path, step: str, pattern: str) -> Callable[[Running], object]:
     """Once this run is in the step: an earlier run that was killed may have left such a file behind."""
-    return lambda run: run.has("step_started", step) and next(project.glob(pattern), None)
+    return lambda run: next(project.glob(pattern), None) is not None and run.has("step_started", step)
 
 
 def _in_generate(server: ScriptedServer, project: Path, before: int, dice: random.Random) -> Iterator[Moment]:
