@@ -244,11 +244,11 @@ def vllm_table(figures: Sequence[Figure]) -> str:
 
 
 def measure_plan(count: int) -> tuple[str, list[Figure]]:
-    """`plan` of a run whose prompts are imported and whose answers are all missing."""
+    """`plan` of a run whose prompts are imported and whose answers are all missing; every request is counted."""
     figure = run_client(Client("plan", "plan_only"), "http://127.0.0.1:9/v1", "none", count, 1, 128)
-    seconds = figure.requests / figure.rate
-    table = "| prompts | plan, s | peak MB |\n|---|---|---|\n"
-    return f"{table}| {count:,} | {seconds:.1f} | {figure.peak_mb:,.0f} |", [figure]
+    wall, cpu = figure.requests / figure.rate, figure.cpu_ms * figure.requests / 1000
+    table = "| prompts | wall s | CPU s | peak MB |\n|---|---|---|---|\n"
+    return f"{table}| {count:,} | {wall:.1f} | {cpu:.1f} | {figure.peak_mb:,.0f} |", [figure]
 
 
 def save(name: str, title: str, table: str, figures: Sequence[Figure]) -> None:

@@ -84,7 +84,7 @@ def config_of(stage: str, folder: Path, shard_rows: int) -> ConfigModel:
     return {
         "prompts": lambda: c.PromptsStep.model_validate({"prompts": prompts}),
         "generate": lambda: c.GenerateStep.model_validate(
-            {"generate": {"teacher": "t"}, "teacher": {"kind": "replay", "path": path, "origin": "tests"}}
+            {"generate": {"teacher": "t"}, "teachers": {"t": {"kind": "replay", "path": path, "origin": "tests"}}}
         ),
         "filter": lambda: c.FilterStep.model_validate({"filter": {}}),
         "dedup": lambda: c.DedupStep.model_validate({"dedup": {}}),

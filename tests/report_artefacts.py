@@ -108,7 +108,7 @@ class Run:
     evaluation: dict[str, Any] = field(default_factory=lambda: EVALUATION)
     loss: list[dict[str, Any]] = field(default_factory=list)
     sources: Mapping[str, Mapping[str, Json]] = field(default_factory=lambda: SOURCES)
-    metrics: dict[str, dict[str, Json]] = field(default_factory=lambda: {"generate": {"teacher": TEACHER}})
+    metrics: dict[str, dict[str, Json]] = field(default_factory=lambda: {"generate": {"teachers": {"tiny": TEACHER}}})
 
     def rejects(self, stage: str) -> list[tuple[Record, str]]:
         return self.rejected.get(stage, [])

@@ -17,13 +17,15 @@ def run(job: Job, folder: Path) -> None:
     config, data = write_project(folder, job), folder / "data"
     options = [str(config), "--data", str(data), "--json"]
     subprocess.run([sys.executable, "-m", "pipeline", "prompts", *options], check=True, stdout=subprocess.DEVNULL)
-    began = time.perf_counter()
-    plan = subprocess.Popen([sys.executable, "-m", "pipeline", "plan", *options], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(plan.pid, 0)
-    wall = time.perf_counter() - began
+    with (folder / "plan.json").open("wb") as out:
+        began = time.perf_counter()
+        plan = subprocess.Popen([sys.executable, "-m", "pipeline", "plan", *options], stdout=out)
+        _, status, usage = os.wait4(plan.pid, 0)
+        wall = time.perf_counter() - began
     assert os.waitstatus_to_exitcode(status) == 0
+    counted = sum(step["to_ask"] for step in json.loads((folder / "plan.json").read_text("utf-8"))["requests"])
     figures = {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
-    print(json.dumps({"answered": job.count, **figures, "pid": plan.pid}), flush=True)
+    print(json.dumps({"answered": counted, **figures, "pid": plan.pid}), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import click
 
 from pipeline.cli.call import Call, Target, on_config
-from pipeline.cli.show import say_outcomes, say_plan
+from pipeline.cli.show import say_outcomes
+from pipeline.cli.show_plan import say_plan
 from pipeline.core.runs import refuse_if_held, run_lock
 from pipeline.runner.checks import warn_of_refusal
 from pipeline.runner.locked import lock_to
@@ -45,10 +46,16 @@ def run_command(call: Call, target: Target, last: str | None, force: bool, locke
 @on_config
 @click.pass_obj
 def plan_command(call: Call, target: Target) -> None:
-    """Say what `run` would do and why, without doing it."""
+    """Say what `run` would do and why, what it would ask of teachers, and what that may cost; do nothing.
+
+    Requests are counted once the prompts are made: `prompts` costs nothing and asks nobody.
+    """
+    from pipeline.runner.estimate import estimate  # it knows rows, and so loads Arrow
+
     session = target.open(call)
     warn_of_refusal(session)
-    say_plan(session, plan(session), as_json=target.as_json)
+    planned = plan(session)
+    say_plan(session, planned, estimate(session, planned), as_json=target.as_json)
 
 
 def stage_commands() -> Sequence[click.Command]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from pipeline.core.log import drop_output, safe_text
 from pipeline.runner.locked import Locked
-from pipeline.runner.plan import Planned
 from pipeline.runner.run import Outcome
 from pipeline.runner.session import Session
 
@@ -24,17 +23,6 @@ def say(text: str) -> None:
 def say_json(value: Any) -> None:
     """Print a result for scripts."""
     say(json.dumps(value, indent=2, default=str))
-
-
-def say_plan(session: Session, planned: Sequence[Planned], *, as_json: bool) -> None:
-    """What would happen to each step."""
-    if as_json:
-        rows = [{"step": p.step.name, "state": p.state, "key": p.key, "reasons": list(p.reasons)} for p in planned]
-        say_json({"run": session.loaded.run_name, "steps": rows})
-        return
-    for each in planned:
-        reasons = "; ".join(each.reasons)
-        say(safe_text(f"{each.step.name:10} {each.state:8} {reasons}".rstrip()))
 
 
 def say_outcomes(session: Session, outcomes: Sequence[Outcome], *, as_json: bool) -> None:

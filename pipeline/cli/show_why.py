@@ -54,8 +54,9 @@ def _row(told: RowStory, story: Story) -> Iterator[str]:
     if story.prompt is None:
         yield from _texts(row.prompt)
     yield from _texts(row.completion)
-    origin = story.teacher.get("origin", "unknown")
-    yield _fact("teacher", f"{row.teacher} ({origin})" + _with("licence", story.teacher.get("license")))
+    facts = story.teachers.get(row.teacher, {})
+    who = f"{row.teacher} ({facts.get('origin', 'unknown')})"
+    yield _fact("teacher", who + _with("licence", facts.get("license")))
     tokens = f"{_count(row.prompt_tokens)} + {_count(row.completion_tokens)} tokens"
     flags = f", flags: {', '.join(row.flags)}" if row.flags else ""
     yield _fact("answer", f"finish reason {row.finish_reason}, {tokens}{flags}")

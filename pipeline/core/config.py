@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.core.config_api import ApiTeacher
+from pipeline.core.config_api import ApiTeacher, if_given
 from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, LocalModel, Name, Share
 from pipeline.core.config_budget import Budget, Spending, undeclared
 from pipeline.core.config_fanout import FanoutConfig, InProcess
 from pipeline.core.config_outbound import OutboundConfig, outbound_that_counts
-from pipeline.core.config_refusals import sampling_refusals
+from pipeline.core.config_refusals import generate_refusals
+from pipeline.core.config_route import unknown_sets
 from pipeline.core.config_teacher import GenerateConfig, Retry, Teacher
 
 # ---------------------------------------------------------------------------------------------------- prompts
@@ -32,6 +33,8 @@ class Columns(ConfigModel):
     """Prompts with one group id share a split. None: the normalised prompt is the group."""
     task: str | None = None
     """Kind of task, for the evaluation's breakdown."""
+    tools: Annotated[str | None, CountedBy(if_given)] = None
+    """Functions that the prompt offers to the teacher: a list of definitions in OpenAI's form, or JSON text of one."""
 
 
 class FileSource(ConfigModel):
@@ -320,17 +323,20 @@ class RunConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _teacher_is_declared(self) -> "RunConfig":
-        if self.generate.teacher not in self.teachers:
-            raise ValueError(f"generate.teacher {self.generate.teacher!r} is not one of teachers: {[*self.teachers]}")
+        for name in dict.fromkeys((self.generate.teacher, *self.generate.teachers)):
+            if name not in self.teachers:
+                raise ValueError(f"generate: teacher {name!r} is not one of teachers: {[*self.teachers]}")
         for name in undeclared(self.budget, self.teachers):
             raise ValueError(f"budget.teachers {name!r} is not one of teachers: {[*self.teachers]}")
         return self
 
     @model_validator(mode="after")
     def _teacher_takes_its_settings(self) -> "RunConfig":
-        teacher = self.teachers[self.generate.teacher]
-        if refusals := [*sampling_refusals(teacher, self.generate.sampling)]:
-            raise ValueError("; ".join(refusals))
+        asked = [self.teachers[name] for name in self.generate.teachers if name in self.teachers]
+        refusals = [reason for teacher in asked for reason in generate_refusals(teacher, self.generate)]
+        refusals += unknown_sets(self.generate.route, self.prompts.sets)
+        if refusals:
+            raise ValueError("; ".join(dict.fromkeys(refusals)))
         return self
 
 
@@ -343,7 +349,9 @@ class PromptsStep(ConfigModel):
 
 class GenerateStep(ConfigModel):
     generate: GenerateConfig
-    teacher: Teacher
+    teachers: dict[Name, Teacher]
+    checks: FilterConfig | None = None
+    """What a good row is, where so many of them are wanted; None: nobody asks."""
     spending: Annotated[Spending, OPERATIONAL] = Spending()
 
 

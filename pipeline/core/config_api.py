@@ -24,6 +24,8 @@ def tags_if_given(tags: tuple[str, str] | None) -> Json:
     return None if tags is None else [*tags]
 
 
+StructuredOutputs = Literal["openai", "vllm"]
+
 ReasoningTags = Annotated[tuple[str, str], Field(min_length=2, max_length=2)]
 """Opening and closing tag of thinking that a model writes into its text."""
 
@@ -54,6 +56,18 @@ class ApiTeacher(ConfigModel):
     """How much the model thinks before it answers, in the API's words. None: the model's own default."""
     price: Annotated[TokenPrice | None, OPERATIONAL] = None
     """What its tokens cost, in USD per million. None: as in pipeline/teacher/prices.yaml, or else unknown."""
+    on_model_change: Annotated[Literal["stop", "warn"], OPERATIONAL] = "stop"
+    """When answers come under another model name than the first answer of this step, also on a resume: stop, or go on
+    and warn. A name and its dated snapshot (`m`, `m-2026-01-31`) are one. The answers are kept either way, with the
+    name on each row."""
+    on_fingerprint_change: Annotated[Literal["stop", "warn", "ignore"], OPERATIONAL] = "warn"
+    """The same for the backend's fingerprint (`system_fingerprint`). OpenAI's alternate between backends all the time,
+    so that `stop` suits a server of one's own."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All URLs that requests may go to."""
+        return (self.base_url,)
 
     @property
     def key_variable(self) -> str | None:
@@ -63,12 +77,7 @@ class ApiTeacher(ConfigModel):
     @field_validator("base_url")
     @classmethod
     def _key_and_prompts_travel_encrypted(cls, base_url: str) -> str:
-        url = urlsplit(base_url)
-        if url.username is not None or url.password is not None:
-            raise ValueError("a URL must not hold a user or password; use `api_key: ${env:NAME}`")
-        if url.scheme == "http" and not is_loopback(url.hostname or ""):
-            raise ValueError("plain http is accepted for this machine only (localhost, 127.0.0.1, ::1); use https")
-        return base_url.rstrip("/")
+        return safe_url(base_url)
 
 
 class OpenAITeacher(ApiTeacher):
@@ -86,6 +95,9 @@ class OpenAITeacher(ApiTeacher):
     another URL of the same provider keeps the answers already paid for."""
     model: str
     """The model's name as the API knows it."""
+    replicas: Annotated[tuple[BaseUrl, ...], OPERATIONAL] = ()
+    """More URLs that serve the same model with the same key. Each request goes to the least loaded one that works; one
+    that fails gets none until it answers again. `limits` and `concurrency` hold for each URL."""
     max_tokens_field: Annotated[Literal["max_tokens", "max_completion_tokens"], OPERATIONAL] = "max_tokens"
     """Name under which the API takes the cap; OpenAI's reasoning models want `max_completion_tokens`."""
     reasoning_effort: Annotated[
@@ -95,6 +107,25 @@ class OpenAITeacher(ApiTeacher):
     reasoning_tags: Annotated[ReasoningTags | None, CountedBy(tags_if_given)] = None
     """Opening and closing tag of thinking that comes inside the text, such as ["<think>", "</think>"]: it is split off
     when an answer is read, so that another rule re-reads the stored answers without a request. None: no rule."""
+    structured_outputs: Annotated[StructuredOutputs, OPERATIONAL] = "openai"
+    """How a form of answers (`generate.response`) is asked for: as OpenAI's `response_format`, which knows JSON schemas
+    only, or as vLLM's `structured_outputs`."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All URLs that requests may go to."""
+        return (self.base_url, *self.replicas)
+
+    @field_validator("replicas")
+    @classmethod
+    def _replicas_too(cls, replicas: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(safe_url, replicas))
+
+    @model_validator(mode="after")
+    def _each_url_is_given_once(self) -> "OpenAITeacher":
+        if len({self.base_url, *self.replicas}) <= len(self.replicas):
+            raise ValueError("a URL stands twice among `base_url` and `replicas`")
+        return self
 
 
 class AnthropicTeacher(ApiTeacher):
@@ -148,6 +179,20 @@ class GeminiTeacher(ApiTeacher):
         if self.thinking_tokens is not None and self.reasoning_effort is not None:
             raise ValueError("give `thinking_tokens` (2.5 models) or `reasoning_effort` (newer ones), not both")
         return self
+
+
+def safe_url(base_url: str) -> str:
+    """A base URL without a slash at its end.
+
+    Raises:
+        ValueError: it holds a password, or would carry key and prompts over the network in the clear.
+    """
+    url = urlsplit(base_url)
+    if url.username is not None or url.password is not None:
+        raise ValueError("a URL must not hold a user or password; use `api_key: ${env:NAME}`")
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
+        raise ValueError("plain http is accepted for this machine only (localhost, 127.0.0.1, ::1); use https")
+    return base_url.rstrip("/")
 
 
 def is_loopback(host: str) -> bool:

@@ -57,6 +57,10 @@ class Spending(ConfigModel):
     budget: Budget = Budget()
     """The run's caps."""
 
+    def by(self, teacher: str) -> "Spending":
+        """The same budget, spent on one teacher."""
+        return self.model_copy(update={"teacher": teacher})
+
     @property
     def is_capped(self) -> bool:
         """Whether any cap holds."""

@@ -9,7 +9,7 @@ from pipeline.core.stage import Json
 
 Action = Literal["block", "redact", "off"]
 
-STAY_HERE: Final = frozenset({"vllm", "replay"})
+STAY_HERE: Final = frozenset({"vllm", "server", "replay"})
 """Kinds of teachers that never leave this machine; every other kind is guarded, whatever its URL."""
 
 
@@ -19,8 +19,8 @@ class OutboundConfig(ConfigModel):
     `block`: the row leaves with the reason `outbound:<kind>` and is not asked. `redact`: each match is replaced by
     `[REDACTED:<kind>]`, in what is asked and in the row, which is flagged `redacted`. `off`: not looked for. All turns
     are scanned, system messages and reasoning too. A URL on this machine is guarded as well: what listens there may
-    pass prompts on. Teachers that run here (vllm) or are not asked (replay) are not concerned. Test prompts, which
-    `evaluate` asks, are treated alike, for all models.
+    pass prompts on. Teachers that run here (vllm, server) or are not asked (replay) are not concerned. Test prompts,
+    which `evaluate` asks, are treated alike, for all models.
     """
 
     secrets: Action = "block"

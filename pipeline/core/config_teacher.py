@@ -1,14 +1,21 @@
 """Config of the teachers that run here or exist as files, and of the stage that asks a teacher."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.core.config_api import AnthropicTeacher, GeminiTeacher, OpenAITeacher, ReasoningTags, tags_if_given
-from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, LocalModel, Name
-from pipeline.core.config_budget import TokenPrice
+from pipeline.core.config_accept import Accept, AllowMissing, accept_that_counts, share_that_counts
+from pipeline.core.config_api import AnthropicTeacher, GeminiTeacher, OpenAITeacher
+from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, Name
+from pipeline.core.config_batch import BatchConfig
+from pipeline.core.config_drift import Canaries
+from pipeline.core.config_length import Keep, LengthPolicy, Raise, policy_that_counts
+from pipeline.core.config_logprobs import LogprobsConfig, logprobs_that_count
 from pipeline.core.config_outbound import OutboundConfig, outbound_that_counts
+from pipeline.core.config_response import ResponseForm, form_that_counts
+from pipeline.core.config_route import Route, route_that_counts, routed_teachers
+from pipeline.core.config_server import LocalServer, ServerTeacher
 from pipeline.core.stage import Json
 
 SWITCHES_WITHOUT_EFFECT: Final = frozenset(
@@ -38,18 +45,6 @@ SETTINGS_WITHOUT_EFFECT: Final = frozenset(
 )
 """Flags of vLLM's server that decide how fast and where it computes, not what: these and the switches, which take no
 value, are in no key. All others count."""
-VARIABLES_WITHOUT_EFFECT: Final = frozenset(
-    {
-        "VLLM_CPU_KVCACHE_SPACE",
-        "VLLM_CPU_OMP_THREADS_BIND",
-        "VLLM_LOGGING_LEVEL",
-        "OMP_NUM_THREADS",
-        "CUDA_VISIBLE_DEVICES",
-        "HF_HOME",
-        "HF_HUB_OFFLINE",
-    }
-)
-"""The same for environment variables; those that begin with `NCCL_` are without effect too."""
 REFUSED_FLAGS: Final = {
     "--model": "it is `model`",
     "--revision": "it is `revision`",
@@ -66,7 +61,6 @@ REFUSED_FLAGS: Final = {
     "--api-key": "the server listens on this machine only, and a config holds no secrets",
     "--config": "a file's content would not count in any key; write its settings here",
 }
-SECRET_WORDS: Final = frozenset({"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD"})
 
 
 def flags_that_count(args: Sequence[str]) -> list[Json]:
@@ -80,15 +74,6 @@ def flags_that_count(args: Sequence[str]) -> list[Json]:
             continue
         counted.append([flag, *values])
     return [[*flag] for flag in sorted(counted, key=lambda flag: flag[0])]
-
-
-def variables_that_count(env: Mapping[str, str]) -> dict[str, Json]:
-    """Of a server's environment variables those that may change answers."""
-    return {
-        name: value
-        for name, value in env.items()
-        if name not in VARIABLES_WITHOUT_EFFECT and not name.startswith("NCCL_")
-    }
 
 
 def _flags(args: Sequence[str]) -> Iterator[list[str]]:
@@ -107,7 +92,7 @@ def _flags(args: Sequence[str]) -> Iterator[list[str]]:
         yield group
 
 
-class VllmTeacher(LocalModel):
+class VllmTeacher(LocalServer):
     """A teacher served by vLLM servers that we start and stop on this machine."""
 
     kind: Literal["vllm"]
@@ -127,18 +112,11 @@ class VllmTeacher(LocalModel):
     args: Annotated[tuple[str, ...], CountedBy(flags_that_count)] = ()
     """More arguments for `vllm.entrypoints.openai.api_server`. They count in every key, except those known to change
     no answer (memory, batching, logs). Refused: what has a field of its own, or is the pipeline's to decide."""
-    env: Annotated[dict[str, str], CountedBy(variables_that_count)] = Field(default={})
-    """More environment variables of the server, beside those it inherits. They count in every key, except those known
-    to change no answer. Secrets are refused: export them, and the server inherits them."""
-    start_timeout_s: Annotated[float, Field(gt=0), OPERATIONAL] = 600
-    """Seconds a server may take until it is healthy."""
-    concurrency: Annotated[int, Field(ge=1), OPERATIONAL] = 256
-    """Most requests in flight per server."""
-    reasoning_tags: Annotated[ReasoningTags | None, CountedBy(tags_if_given)] = None
-    """Opening and closing tag of thinking that comes inside the text, such as ["<think>", "</think>"]: it is split off
-    when an answer is read, so that another rule re-reads the stored answers without a request. None: no rule."""
-    price: Annotated[TokenPrice | None, OPERATIONAL] = None
-    """What its tokens count as in a budget, in USD per million. None: nothing."""
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs that one server needs where there are GPUs."""
+        return self.tensor_parallel_size
 
     @field_validator("args")
     @classmethod
@@ -150,14 +128,6 @@ class VllmTeacher(LocalModel):
                 why = "a file's content would not count in any key; use the model folder's chat_template.jinja"
                 raise ValueError(f"{flag} takes the template itself here: {why}")
         return args
-
-    @field_validator("env")
-    @classmethod
-    def _env_holds_no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
-        for name in env:
-            if SECRET_WORDS.intersection(name.upper().split("_")):
-                raise ValueError(f"{name} looks like a secret: export it in the shell, the server inherits it")
-        return env
 
 
 class ReplayTeacher(ConfigModel):
@@ -184,8 +154,12 @@ class ReplayTeacher(ConfigModel):
 
 
 Teacher = Annotated[
-    VllmTeacher | OpenAITeacher | AnthropicTeacher | GeminiTeacher | ReplayTeacher, Field(discriminator="kind")
+    VllmTeacher | ServerTeacher | OpenAITeacher | AnthropicTeacher | GeminiTeacher | ReplayTeacher,
+    Field(discriminator="kind"),
 ]
+
+
+SeedPolicy = Literal["auto", "always", "never"]
 
 
 class Sampling(ConfigModel):
@@ -224,14 +198,52 @@ class GenerateConfig(ConfigModel):
     """Stage `generate`: every training and validation prompt is answered by the teacher."""
 
     teacher: Name
-    """Which of `teachers` answers."""
+    """Which of `teachers` answers, and which the student is measured against."""
+    route: Annotated[Route | None, CountedBy(route_that_counts)] = None
+    """Several teachers in one run: who answers which prompt. They are asked one after the other. None: `teacher`
+    answers all."""
     sampling: Sampling = Sampling()
     """Sampling parameters."""
     samples: Annotated[int, Field(ge=1)] = 1
     """Completions per prompt."""
     draw: int = 0
     """Counts in every request key: another number draws all answers anew."""
+    seeds: Annotated[SeedPolicy, OPERATIONAL] = "auto"
+    """Whether each sampled request carries a seed of its own, made from its key, so that an engine which honours seeds
+    draws the same answer again. `auto`: to servers of our own, after a trial that says whether they do. `always`: to
+    the `openai` and `gemini` kinds too, which promise nothing; some OpenAI-compatible APIs refuse the field. A stored
+    answer stands with or without one."""
+    response: Annotated[ResponseForm | None, CountedBy(form_that_counts)] = None
+    """Form that answers must have. The teacher is held to it where its API can, and each answer is checked: one of
+    another form leaves as `bad_structure`. None: free text."""
+    logprobs: Annotated[LogprobsConfig | None, CountedBy(logprobs_that_count)] = None
+    """Soft targets beside the rows. A stored answer that does not hold them is asked again. None: none."""
+    on_length: Annotated[LengthPolicy, CountedBy(policy_that_counts)] = Keep(kind="keep")
+    """What becomes of answers that end at their cap."""
+    accept: Annotated[Accept | None, CountedBy(accept_that_counts)] = None
+    """Until how many good rows to ask. None: every prompt is answered."""
+    allow_missing: Annotated[AllowMissing | None, CountedBy(share_that_counts)] = None
+    """How many rows may stay without an answer. None: not one; the step waits for a resume."""
+    mode: Annotated[Literal["online", "batch"], OPERATIONAL] = "online"
+    """How it is asked: `online`, request by request, or by `batch` jobs that take hours and cost less. Answers are the
+    same to all that follows: changing the mode asks only for what is missing, and ends the jobs that are open."""
+    batch: Annotated[BatchConfig, OPERATIONAL] = BatchConfig()
+    """How jobs are made in batch mode."""
     retry: Retry = Retry()
     """Retry policy."""
+    canaries: Annotated[Canaries | None, OPERATIONAL] = None
+    """Fixed prompts that show whether the teacher still answers alike, asked online only. None: none."""
     outbound: Annotated[OutboundConfig | None, CountedBy(outbound_that_counts)] = OutboundConfig()
     """What is looked for in prompts before they leave this machine for an API."""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers that are asked, each once, in the order in which they are."""
+        return routed_teachers(self.teacher, self.route)
+
+    @model_validator(mode="after")
+    def _a_ladder_goes_up(self) -> "GenerateConfig":
+        if isinstance(self.on_length, Raise) and self.on_length.caps[0] <= self.sampling.max_tokens:
+            first, cap = self.on_length.caps[0], self.sampling.max_tokens
+            raise ValueError(f"on_length.caps: the first, {first}, must be higher than sampling.max_tokens, {cap}")
+        return self

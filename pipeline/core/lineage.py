@@ -11,6 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
+import orjson
+
 from pipeline.core.errors import CorruptArtefact
 from pipeline.core.stage import Json, Result
 
@@ -61,6 +63,19 @@ def digest_json(value: Json) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def canonical_texts(value: Json) -> bytes:
+    """`canonical_json` of a value that holds no numbers, many times faster: the two encoders write texts alike, but not
+    floats. Texts with lone surrogates take the slow way.
+
+    Raises:
+        TypeError: a value that JSON does not know, or a key that is no text.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        return canonical_json(value)
+
+
 def file_sha256(path: Path) -> str:
     """sha256 (64 hex digits) of a file's bytes."""
     with path.open("rb") as file:
@@ -69,7 +84,7 @@ def file_sha256(path: Path) -> str:
 
 def row_id(prompt_set: str, prompt_id: str, request_key: str) -> str:
     """Id of a row: 32 hex digits over where its prompt came from and what was asked."""
-    return digest_json([prompt_set, prompt_id, request_key])[:32]
+    return hashlib.sha256(canonical_texts([prompt_set, prompt_id, request_key])).hexdigest()[:32]
 
 
 def step_key(parts: Mapping[str, Json]) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 LINE_SECONDS = 30.0
+SHORTEST_SECRET = 8
+"""Characters. Shorter keys ("EMPTY", "none", "x") are placeholders for servers that want none, and parts of words."""
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -31,8 +33,8 @@ def safe_text(text: str) -> str:
 def scrub(text: str, secrets: tuple[str, ...]) -> str:
     """The text for a terminal or a log: safe (see `safe_text`), and with `***` in place of secret values, which count
     without the blanks around them: they are sent without."""
-    for secret in sorted(filter(None, map(str.strip, secrets)), key=len, reverse=True):
-        text = text.replace(secret, "***")
+    for secret in sorted(map(str.strip, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else text
     return safe_text(text)
 
 

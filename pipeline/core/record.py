@@ -1,7 +1,8 @@
 """Rows: their Arrow schemas, their dataclasses, and the only way to read and write them. Column names live here."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,19 +10,36 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.columns import field_values, values_of
 from pipeline.core.content import ContentDigest
 from pipeline.core.errors import DISK_ERRORS, CorruptArtefact
 
 SHARD_ROWS = 8192
 """Rows per shard between stages: the unit of memory, scheduling and recovery."""
 
+TOOL_CALL = pa.struct(
+    [
+        pa.field("id", pa.string()),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field(
+            "function",
+            pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("arguments", pa.string())]),
+            nullable=False,
+        ),
+    ]
+)
 MESSAGE = pa.struct(
     [
         pa.field("role", pa.string(), nullable=False),
         pa.field("content", pa.string(), nullable=False),
         pa.field("reasoning_content", pa.string()),
+        pa.field("tool_calls", pa.list_(pa.field("item", TOOL_CALL, nullable=False))),
+        pa.field("tool_call_id", pa.string()),
+        pa.field("name", pa.string()),
     ]
 )
+OPTIONAL_OF_MESSAGE = ("reasoning_content", "tool_calls", "tool_call_id", "name")
+"""Fields of a message that most rows do not use: the data set leaves out those that none does."""
 MESSAGES = pa.list_(pa.field("item", MESSAGE, nullable=False))
 STRINGS = pa.list_(pa.field("item", pa.string(), nullable=False))
 
@@ -41,10 +59,12 @@ PROMPT_SCHEMA = pa.schema(
         pa.field("answer", pa.string()),
         _required("also_in", STRINGS),
         _required("license_set", STRINGS),
+        pa.field("tools", pa.string()),
     ]
 )
 """Rows of stage `prompts`, sorted by (prompt_set, prompt_id). `also_in` names the other prompt sets that held the same
-prompt, sorted; `license_set` is the licences of all of them, sorted."""
+prompt, sorted; `license_set` is the licences of all of them, sorted. `tools` is the canonical JSON of a list of
+function definitions in OpenAI's form; null: the prompt offers none."""
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -65,20 +85,49 @@ RECORD_SCHEMA = pa.schema(
         pa.field("completion_tokens", pa.int32()),
         pa.field("verified", pa.bool_()),
         _required("flags", STRINGS),
+        pa.field("tools", pa.string()),
+        pa.field("returned_model", pa.string()),
+        pa.field("fingerprint", pa.string()),
     ]
 )
 """Rows from `generate` on, in the order of (prompt_set, prompt_id, sample); `dataset` orders anew. Token counts are
 the teacher's, null where it gave none. `verified` is null where nothing was compared. `flags`: what was done to the
-text (`sanitized`: a lone surrogate became U+FFFD; `nul`: it holds NUL; `redacted`: see text/outbound.py)."""
+text (`sanitized`: a lone surrogate became U+FFFD; `nul`: it holds NUL; `redacted`: see text/outbound.py).
+`returned_model` and `fingerprint` name what answered in the provider's words; null where it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that an assistant's turn calls.
+
+    Attributes:
+        name: of the function.
+        arguments: JSON text, as the model wrote it (it need not be valid).
+        id: by which the tool's answer refers to it.
+    """
+
+    name: str
+    arguments: str
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        reasoning_content: the thinking before an assistant's text.
+        tool_calls: what an assistant's turn calls; empty: nothing.
+        tool_call_id: the call that a turn of role `tool` answers.
+        name: of the participant or the tool.
+    """
 
     role: str
     content: str
     reasoning_content: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +143,7 @@ class Prompt:
     answer: str | None
     also_in: tuple[str, ...]
     license_set: tuple[str, ...]
+    tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +167,9 @@ class Record:
     completion_tokens: int | None
     verified: bool | None
     flags: tuple[str, ...]
+    tools: str | None = None
+    returned_model: str | None = None
+    fingerprint: str | None = None
 
 
 def rejects_schema(schema: pa.Schema) -> pa.Schema:
@@ -151,30 +204,64 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def message_dict(message: Message) -> dict[str, str]:
+def message_dict(message: Message) -> dict[str, Any]:
     """A message as the JSON object that APIs and chat templates take; an absent field is left out."""
-    plain = {"role": message.role, "content": message.content}
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning_content is not None:
         plain["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        plain["tool_calls"] = [_tool_call_dict(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        plain["name"] = message.name
     return plain
+
+
+def _tool_call_dict(call: ToolCall) -> dict[str, Any]:
+    named = {} if call.id is None else {"id": call.id}
+    return {**named, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def message_of(plain: Mapping[str, Any]) -> Message:
+    """The message of an object as `message_dict` gives it or Arrow reads it; fields that are null are absent."""
+    calls = plain.get("tool_calls")
+    return Message(
+        plain["role"],
+        plain["content"],
+        plain.get("reasoning_content"),
+        () if calls is None else tuple(_tool_call_of(call) for call in calls),
+        plain.get("tool_call_id"),
+        plain.get("name"),
+    )
+
+
+def _tool_call_of(plain: Mapping[str, Any]) -> ToolCall:
+    function = plain["function"]
+    return ToolCall(function["name"], function["arguments"], plain.get("id"))
 
 
 def prompts_of(table: pa.Table) -> list[Prompt]:
     """The rows of a table of `PROMPT_SCHEMA`."""
-    return [Prompt(**_typed(row, Prompt)) for row in table.to_pylist()]
+    return [*map(Prompt, *_columns(table, Prompt))]
 
 
 def records_of(table: pa.Table) -> list[Record]:
     """The rows of a table of `RECORD_SCHEMA` (a `reason` column is left out)."""
-    return [Record(**_typed(row, Record)) for row in table.to_pylist()]
+    return [*map(Record, *_columns(table, Record))]
 
 
-def _typed(row: dict[str, Any], kind: type[Prompt] | type[Record]) -> dict[str, Any]:
-    values = {field.name: row[field.name] for field in fields(kind)}
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(Message(**item) if isinstance(item, dict) else item for item in value)
-    return values
+def _columns(table: pa.Table, kind: type[Prompt] | type[Record]) -> list[list[Any]]:
+    return [values_of(table[field.name], _messages_of) for field in fields(kind)]
+
+
+def _messages_of(structs: pa.StructArray) -> list[Message]:
+    values = {name: field_values(structs, name) for name in MESSAGE.names}
+    calls = values.pop("tool_calls")
+    if isinstance(calls, list):
+        values["tool_calls"] = [tuple(map(_tool_call_of, some or ())) for some in calls]
+    columns = [values.get(name, repeat(())) for name in MESSAGE.names]
+    return [*map(Message, *columns)]
 
 
 # ------------------------------------------------------------------------------------------------------ files

@@ -37,6 +37,13 @@ def _kept_and_rejected(artefact: Artefact) -> str:
     return digest_json({"rows": _rows(artefact.path / "rows"), "rejects": _rows(artefact.path / "rejects")})
 
 
+def _generate(artefact: Artefact) -> str:
+    from pipeline.core.targets import FOLDER, count_in
+
+    rows, targets = _kept_and_rejected(artefact), artefact.path / FOLDER
+    return count_in(rows, _rows(targets)) if targets.is_dir() else rows
+
+
 def _prompts(artefact: Artefact) -> str:
     sources = json.loads((artefact.path / "sources.json").read_text("utf-8"))
     return digest_json({"rows": _kept_and_rejected(artefact), "sources": sources})
@@ -65,7 +72,7 @@ def _report(artefact: Artefact) -> str:
 
 CONTENTS: Mapping[str, Callable[[Artefact], str]] = {
     "prompts": _prompts,
-    "generate": _kept_and_rejected,
+    "generate": _generate,
     "filter": _kept_and_rejected,
     "dedup": _kept_and_rejected,
     "dataset": _dataset,

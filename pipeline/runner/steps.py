@@ -10,7 +10,7 @@ from pipeline.core.config_base import ConfigModel
 from pipeline.core.config_budget import Spending
 from pipeline.core.config_outbound import guard_towards
 from pipeline.core.config_refusals import takes_temperature
-from pipeline.core.config_teacher import GenerateConfig, Teacher
+from pipeline.core.config_teacher import Teacher
 from pipeline.core.stage import StageModule
 
 
@@ -38,10 +38,17 @@ def _teacher(run: c.RunConfig) -> Teacher:
     return run.teachers[run.generate.teacher]
 
 
-def _generate(run: c.RunConfig) -> GenerateConfig:
-    """With the guard only where a prompt leaves this machine, so that it counts in no other key."""
-    outbound = guard_towards(run.generate.outbound, _teacher(run).kind)
-    return run.generate.model_copy(update={"outbound": outbound})
+def _generate_step(run: c.RunConfig) -> c.GenerateStep:
+    """With the guard only where a prompt leaves this machine, and the checks only where rows are counted by them, so
+    that they count in no other key."""
+    teachers = {name: run.teachers[name] for name in run.generate.teachers}
+    leaves = any(guard_towards(run.generate.outbound, teacher.kind) is not None for teacher in teachers.values())
+    return c.GenerateStep(
+        generate=run.generate if leaves else run.generate.model_copy(update={"outbound": None}),
+        teachers=teachers,
+        checks=None if run.generate.accept is None else run.filter,
+        spending=Spending(run=run.name, budget=run.budget),
+    )
 
 
 def _spending(run: c.RunConfig) -> Spending:
@@ -50,12 +57,7 @@ def _spending(run: c.RunConfig) -> Spending:
 
 STAGES = (
     StageSpec("prompts", (), lambda run: c.PromptsStep(prompts=run.prompts)),
-    StageSpec(
-        "generate",
-        ("prompts",),
-        lambda run: c.GenerateStep(generate=_generate(run), teacher=_teacher(run), spending=_spending(run)),
-        samples=True,
-    ),
+    StageSpec("generate", ("prompts",), _generate_step, samples=True),
     StageSpec("filter", ("generate",), lambda run: c.FilterStep(filter=run.filter)),
     StageSpec("dedup", ("filter",), lambda run: c.DedupStep(dedup=run.dedup)),
     StageSpec("dataset", ("dedup", "prompts"), lambda run: c.DatasetStep(dataset=run.dataset)),

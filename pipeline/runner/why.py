@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pipeline.core.errors import CorruptArtefact, UsageError, boundary
 from pipeline.core.lineage import row_id
@@ -23,7 +23,7 @@ from pipeline.runner.rows import (
 )
 from pipeline.runner.session import Session
 from pipeline.teacher.history import Received, Sent, answers_of, attempts_of
-from pipeline.teacher.request import Asked, output_flags
+from pipeline.teacher.request import Asked
 
 ROW_ID = re.compile(r"[0-9a-f]{6,32}")
 LISTED = 10
@@ -121,14 +121,14 @@ class Story:
     Attributes:
         run: the run's name.
         prompt: None if the run has no result of `prompts` any more.
-        teacher: facts about who answered, as `generate` recorded them; empty before it ran.
+        teachers: facts about who answers, by name, as `generate` recorded them; empty before it ran.
         rows: one row, or all answers to a prompt.
         next_command: makes the steps that are missing or outdated; None: there are none.
     """
 
     run: str
     prompt: PromptStory | None
-    teacher: Mapping[str, Any]
+    teachers: Mapping[str, Mapping[str, Any]]
     rows: tuple[RowStory, ...]
     next_command: str | None
 
@@ -162,7 +162,7 @@ def tell(session: Session, wanted: str) -> Story:
         return Story(
             run=session.loaded.run_name,
             prompt=prompt,
-            teacher=results.teacher,
+            teachers=results.teachers,
             rows=rows,
             next_command=session.command("run") if open_end else None,
         )
@@ -206,10 +206,10 @@ class Results:
         return cls(session, made, frozenset(outdated))
 
     @property
-    def teacher(self) -> Mapping[str, Any]:
-        """What `generate` recorded of the teacher."""
-        facts = self.made["generate"].manifest.metrics.get("teacher") if "generate" in self.made else None
-        return facts if isinstance(facts, dict) else {}
+    def teachers(self) -> Mapping[str, Mapping[str, Any]]:
+        """What `generate` recorded of its teachers, by name."""
+        facts = self.made["generate"].manifest.metrics.get("teachers") if "generate" in self.made else None
+        return cast(dict[str, dict[str, Any]], facts) if isinstance(facts, dict) else {}
 
     def search(self, step: str, mask: Mask, columns: Sequence[str] = ("row_id",)) -> list[Match]:
         """Rows of a step, kept or rejected; none where it has not run."""
@@ -355,10 +355,11 @@ def _duplicates(results: Results, name: str) -> tuple[str, ...]:
 def _request(results: Results, row: Record) -> RequestStory | None:
     """The request behind a row, made anew from the config and compared with the row's id, which is made of it."""
     config = results.session.loaded.config
-    teacher = config.teachers[config.generate.teacher]
-    identity = str(results.teacher.get("identity"))
-    asked = Asked(identity, output_flags(teacher), config.generate.sampling, config.generate.draw)
-    key = asked.request(row.prompt_set, row.prompt_id, row.sample, row.prompt).key
+    teacher, facts = config.teachers.get(row.teacher), results.teachers.get(row.teacher, {})
+    if teacher is None:
+        return None
+    asked = Asked.known(str(facts.get("identity")), teacher, config.generate.sampling, config.generate.draw)
+    key = asked.request(row.prompt_set, row.prompt_id, row.sample, row.prompt, row.tools).key
     if row_id(row.prompt_set, row.prompt_id, key) != row.row_id:
         return None
     folder = results.session.data / "responses"

@@ -14,11 +14,11 @@ from pipeline.core.config import DedupConfig, DedupStep
 from pipeline.core.record import RECORD_SCHEMA, STRINGS, count_rows, read_shard, read_shards, shard_paths
 from pipeline.core.sink import RowSink
 from pipeline.core.stage import Context, Json, Result, check_cancelled
-from pipeline.text.conversation import Turn, conversations
+from pipeline.text.conversation import Turn, calls_of, conversations
 from pipeline.text.equals import Digests, Positions, digest_of, digests_of, first_of_equals, have_equals
 from pipeline.text.normalise import normalise
 
-VERSION = 1
+VERSION = 2
 
 ORIGIN_COLUMNS = ["row_id", "prompt_set", "also_in", "license_set"]
 
@@ -85,14 +85,24 @@ class Digested:
 
 def digest_shard(cfg: DedupConfig, path: Path) -> Digested:
     """Digest the rows of a file."""
-    table = read_shard(path, ["prompt", "completion", "split"])
-    pairs = zip(conversations(table["prompt"]), conversations(table["completion"]), strict=True)
+    table = read_shard(path, ["prompt", "completion", "split", "tools"])
+    pairs = zip(conversations(table["prompt"]), conversations(table["completion"]), _tools_of(table), strict=True)
     digests = (
-        digest_of([_comparable(prompt, cfg.normalise), _comparable(completion, cfg.normalise)])
-        for prompt, completion in pairs
+        digest_of([_comparable(prompt, cfg.normalise), _comparable(completion, cfg.normalise), *tools])
+        for prompt, completion, tools in pairs
     )
     ranks = [split != "validation" for split in table["split"].to_pylist()]
     return Digested(digests_of(b"".join(digests)), np.array(ranks, dtype=np.uint8))
+
+
+def _tools_of(table: pa.Table) -> Iterator[list[Json]]:
+    """What each row has to do with tools, to the letter: what it offers and what it calls; nothing for most rows."""
+    columns = (table["tools"].to_pylist(), calls_of(table["prompt"]), calls_of(table["completion"]))
+    for offered, *called in zip(*columns, strict=True):
+        parts: list[Json] = [offered]
+        for calls in called:
+            parts.append([*calls])
+        yield parts if offered is not None or any(called) else []
 
 
 def _comparable(turns: Iterable[Turn], normalised: bool) -> Json:

@@ -14,10 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.store import sync_folder
-from pipeline.teacher.responses import GROUP_ROWS
+from pipeline.teacher.folded import GROUP_BYTES, GROUP_ROWS
 
-GROUP_BYTES: Final = 16 * 1024 * 1024
-"""Bodies per row group, beside `GROUP_ROWS`: what is in memory at a time, when writing and when reading."""
 COMPRESSION_LEVEL: Final = 3
 
 

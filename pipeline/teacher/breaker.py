@@ -91,6 +91,11 @@ class CircuitBreaker:
         """Requests of this round of trials: without an outcome yet, answered, failed."""
         self._tried_at = 0.0
 
+    @property
+    def period(self) -> int:
+        """Grows with each change of state."""
+        return self._period
+
     def enter(self) -> Permit | Wait:
         """Leave to send one request, to be handed to exactly one of the four methods that tell its outcome."""
         now = self._clock()

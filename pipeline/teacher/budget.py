@@ -123,6 +123,11 @@ class Ledger:
         self.in_flight += 1
         return None
 
+    def adopt(self, worst: Amount) -> None:
+        """Hold the worst case of what has left before, whether it fits or not."""
+        self.held += worst
+        self.in_flight += 1
+
     def settle(self, worst: Amount, actual: Amount) -> None:
         """Put what an attempt came to in the place of what was held for it; `actual` is `worst` if that is unknown."""
         self.held -= worst

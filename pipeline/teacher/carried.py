@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import CorruptArtefact, UsageError, disk_errors
-from pipeline.teacher.answer_files import GROUP_BYTES
-from pipeline.teacher.responses import ANSWER_SCHEMA, GROUP_ROWS, outcome_of
+from pipeline.teacher.folded import GROUP_BYTES, GROUP_ROWS
+from pipeline.teacher.responses import ANSWER_SCHEMA, outcome_of
 from pipeline.teacher.segment import Stored
-from pipeline.teacher.transport import MAX_BODY_BYTES
+from pipeline.teacher.transport import LARGEST_BODY_BYTES
 from pipeline.teacher.walk import Check
 
 FORMAT: Final = "1"
@@ -27,7 +27,7 @@ MAGIC: Final = b"PAR1"
 NAMES_BYTES: Final = 4096
 """Longest text in a row: the name of a model, a format, a reason."""
 MOST_FOOTER_BYTES: Final = 64 * 1024 * 1024
-MOST_GROUP_BYTES: Final = 2 * GROUP_BYTES + MAX_BODY_BYTES
+MOST_GROUP_BYTES: Final = 2 * GROUP_BYTES + LARGEST_BODY_BYTES
 """What the footer may say of a row group; what it says need not be true."""
 MEMORY_BYTES: Final = 1024 * 1024 * 1024
 """Address space that reading a foreign file may take beside what we have: a page of zeros is small in the file."""
@@ -209,7 +209,7 @@ class Reader:
             raise self._wrong("a value is missing")
         stored = Stored(**row)  # type: ignore[arg-type]
         names = (stored.teacher, stored.model, stored.engine, stored.wire, stored.rejected or "")
-        if len(stored.body) > MAX_BODY_BYTES or max(map(len, names)) > NAMES_BYTES:
+        if len(stored.body) > LARGEST_BODY_BYTES or max(map(len, names)) > NAMES_BYTES:
             raise self._wrong("it is larger than any answer")
         if not 0 <= stored.stored_ms <= LATEST_MS or stored.cap < 1 or (stored.room is not None and stored.room < 1):
             raise self._wrong("its time or cap is none")

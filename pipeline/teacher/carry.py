@@ -18,6 +18,7 @@ from pipeline.core.runs import share_data
 from pipeline.core.store import make_folder
 from pipeline.teacher.answer_files import new_file
 from pipeline.teacher.carried import FACTS, Counts, Reader, carried_schema, read_facts, row_sha256
+from pipeline.teacher.logprobs import held_logprobs
 from pipeline.teacher.responses import ANSWER_SCHEMA, is_hit, outcome_of
 from pipeline.teacher.segment import Stored
 from pipeline.teacher.verdict import FORBIDDEN
@@ -37,6 +38,7 @@ class Exported:
         answers: usable answers in it.
         rejected: reason -> refusals in it.
         unreadable: stored bodies that were left out, since they are no longer understood as answers.
+        keys: different requests that they answer.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Exported:
     answers: int
     rejected: dict[str, int]
     unreadable: int
+    keys: int = 0
 
 
 OF_THIS_ACCOUNT = frozenset({FORBIDDEN, "bad_request"})
@@ -71,7 +74,7 @@ def export(answers: Iterable[Stored], path: Path) -> Exported:
         Incomplete: the disk is full or does not take writes.
     """
     _check_place(path)
-    counts, content = Counts(), hashlib.sha256()
+    counts, content, keys, last = Counts(), hashlib.sha256(), 0, b""
     with disk_errors(str(path), "make room or give write access, then run the same command again"):
         with new_file(path.parent, carried_schema(), 0o666) as file:
             for stored in answers:
@@ -80,6 +83,7 @@ def export(answers: Iterable[Stored], path: Path) -> Exported:
                     continue
                 if not counts.add(stored):
                     continue
+                keys, last = keys + (stored.key != last), stored.key
                 row = row_sha256(stored)
                 content.update(row)
                 file.add((*_values(stored), row), len(stored.body))
@@ -90,7 +94,8 @@ def export(answers: Iterable[Stored], path: Path) -> Exported:
         with path.open("rb") as written:
             sha256 = hashlib.file_digest(written, "sha256").hexdigest()
         size = path.stat().st_size
-    return Exported(path, size, sha256, counts.answers, dict(sorted(counts.rejected.items())), counts.unreadable)
+    rejected = dict(sorted(counts.rejected.items()))
+    return Exported(path, size, sha256, counts.answers, rejected, counts.unreadable, keys)
 
 
 def _values(stored: Stored) -> tuple[object, ...]:
@@ -182,8 +187,9 @@ def _missing(reader: Reader, folder: Path, check: Check) -> Iterator[Stored]:
 
 
 def _serves(old: Stored, new: Stored) -> bool:
-    outcome = outcome_of(old)
-    return outcome is not None and is_hit(old, outcome, new.cap, new.room)
+    logprobs = held_logprobs(new.wire, new.body)
+    outcome = outcome_of(old, logprobs)
+    return outcome is not None and is_hit(old, outcome, new.cap, new.room, new.engine, logprobs)
 
 
 def _later(answer: Stored, latest: int) -> Stored:

@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 
@@ -16,13 +15,18 @@ from pipeline.core.config_teacher import Retry, Sampling
 from pipeline.core.errors import Incomplete
 from pipeline.teacher.budget import surely_free
 from pipeline.teacher.complaints import abort_error, refused_error
+from pipeline.teacher.drift import Drift
 from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.gate import Entrance, Outcome, Ticket, outcome_of_attempt
+from pipeline.teacher.logprobs import with_logprobs
+from pipeline.teacher.poison import NOTICE_S, Quarantine
 from pipeline.teacher.recorder import Recorder, now_ms
 from pipeline.teacher.request import Request
+from pipeline.teacher.responses import ENGINE_CRASH
 from pipeline.teacher.segment import Ended, Stored
 from pipeline.teacher.spending import Hold, Purse
-from pipeline.teacher.transport import Raw, request_id, send
+from pipeline.teacher.transport import Raw, most_bytes, request_id, send
+from pipeline.teacher.trying import Attempted, Held, Tries
 from pipeline.teacher.verdict import (
     BAD_PAYLOAD,
     FORBIDDEN,
@@ -30,11 +34,13 @@ from pipeline.teacher.verdict import (
     Action,
     Verdict,
     about_this_row,
+    as_asked,
     judge,
     judge_transport,
     snippet,
     why_unconnected,
 )
+from pipeline.teacher.wire import Reply
 
 log = logging.getLogger(__name__)
 
@@ -54,63 +60,13 @@ class Settled:
         rejected: the reason, if the row is refused.
         gave_up: class of the last failure, if it stays pending.
         tokens: completion tokens of an answer.
+        is_cut: whether it ended at its cap.
     """
 
     rejected: str | None = None
     gave_up: str | None = None
     tokens: int = 0
-
-
-@dataclass(slots=True)
-class Tries:
-    """What one request went through so far.
-
-    Attributes:
-        answered_before: how many requests had been answered when this one first failed.
-        first_failure: monotonic time.
-        asked_to_wait: seconds that do not count against the time budget.
-    """
-
-    answered_before: int = 0
-    failures: int = 0
-    strikes: int = 0
-    first_failure: float | None = None
-    asked_to_wait: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Attempted:
-    """What came of one attempt.
-
-    Attributes:
-        number: of the attempt, in the response store.
-        hold: what was reserved for it.
-        raw: the response; None: there is no complete one.
-        left: False if no connection came about.
-        request_id: under which the provider knows it.
-    """
-
-    number: int
-    hold: Hold
-    raw: Raw | None
-    verdict: Verdict
-    left: bool = True
-    request_id: str | None = None
-
-    @property
-    def used(self) -> tuple[int | None, int | None]:
-        """Tokens of input and output as the provider counts them; None: unknown."""
-        reply = self.verdict.reply
-        return (None, None) if reply is None else (reply.prompt_tokens, reply.output_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A refusal that is not believed yet."""
-
-    attempt: int
-    reason: str
-    stored: Stored
+    is_cut: bool = False
 
 
 @dataclass(slots=True)
@@ -124,6 +80,9 @@ class Client:
         teacher: identity of the teacher, stored with each answer.
         sampling, retry: from the config.
         purse: the budget that requests count in.
+        quarantine: of requests in whose company an engine died; None: the engines are not ours.
+        drift: hears each answer; None: the model is ours and does not change.
+        heard: is told each answer once it is stored.
         room: most tokens of prompt and completion together, stored with each answer.
         proven: whether this teacher has answered anything yet, in this run or before.
         retries: class of failure -> how often something was tried again.
@@ -140,6 +99,9 @@ class Client:
     sampling: Sampling
     retry: Retry
     purse: Purse
+    quarantine: Quarantine | None = None
+    drift: Drift | None = None
+    heard: Callable[[Request, Reply], None] | None = None
     room: int | None = None
     proven: bool = False
     retries: Counter[str] = field(default_factory=Counter)
@@ -157,7 +119,12 @@ class Client:
         """
         tries, body = Tries(), self._body(request)
         while True:
-            async with self.entrance.admit(len(body) // BYTES_PER_TOKEN, self.sampling.max_tokens) as ticket:
+            if self.quarantine is not None and self.quarantine.is_poison(request.key):
+                return await self._isolate(request, self.quarantine.engine)
+            async with self._admit(request, body) as ticket:
+                if ticket.is_stale:
+                    ticket.settle(Outcome.UNSENT)
+                    continue
                 endpoint = self.endpoints[ticket.index]
                 if tries.first_failure is not None:
                     tries.asked_to_wait += ticket.waited_s  # a place in a line is no failure
@@ -166,16 +133,29 @@ class Client:
                     ticket.settle(Outcome.UNSENT)
                     return Settled(gave_up="stopped")
                 with self._noting_flight():
-                    attempt = await self._attempt(endpoint, request, body, hold)
+                    attempt = await self._attempt_at(ticket.index, request, body, hold)
                     self._adapt(endpoint, ticket, attempt)
                     settled = await self._conclude(endpoint, request, attempt, tries)
             if settled is not None:
                 return settled
-            wait = self._time_to_wait(endpoint, tries, attempt.verdict)
+            least_s = 0.0 if self.quarantine is None else NOTICE_S  # the engine may have died of it
+            wait = tries.time_to_wait(attempt.verdict, self.retry, self._answered, endpoint.host, least_s)
             if wait is None:
                 return await self._give_up(endpoint, request, attempt, tries)
             self.retries[attempt.verdict.reason] += 1
             await asyncio.sleep(wait)  # no slot is held meanwhile
+
+    @asynccontextmanager
+    async def _admit(self, request: Request, body: bytes) -> AsyncIterator[Ticket]:
+        """Wait until a request may leave: in the company it may be in, then for a place at an endpoint."""
+        tokens = len(body) // BYTES_PER_TOKEN, self.sampling.max_tokens
+        if self.quarantine is None:
+            async with self.entrance.admit(*tokens) as ticket:
+                yield ticket
+            return
+        async with self.quarantine.admit(request.key) as level, self.entrance.admit(*tokens) as ticket:
+            ticket.is_stale = self.quarantine.level(request.key) != level  # an engine died meanwhile
+            yield ticket
 
     @property
     def is_closed(self) -> bool:
@@ -199,8 +179,7 @@ class Client:
 
     def _body(self, request: Request) -> bytes:
         """The JSON of a request: one for all endpoints, which serve one model in one format."""
-        endpoint = self.endpoints[0]
-        return endpoint.wire.body(endpoint.ask(request.messages, self.sampling))
+        return self.endpoints[0].body(request, self.sampling)
 
     async def _reserve(self, body: bytes, tries: Tries) -> Hold | None:
         """Hold the worst case of an attempt; None if no request may leave any more.
@@ -221,12 +200,32 @@ class Client:
         self.purse.release(hold)
         return None
 
+    async def _attempt_at(self, index: int, request: Request, body: bytes, hold: Hold) -> Attempted:
+        """An attempt at one endpoint, under suspicion while it is not answered in some way."""
+        if self.quarantine is None:
+            return await self._attempt(self.endpoints[index], request, body, hold)
+        is_suspect = self.quarantine.is_suspect(index, request.key)
+        self.quarantine.sent(index, request.key)
+        attempt = await self._attempt(self.endpoints[index], request, body, hold)
+        is_answered = attempt.verdict.action is not Action.RETRY or attempt.verdict.reason == "rate_limited"
+        if is_answered or not (attempt.left or is_suspect):
+            self.quarantine.unblame(index, request.key)
+        return attempt
+
+    async def _isolate(self, request: Request, engine: str) -> Settled:
+        """Refuse a request that ends the engine, for as long as the engine is this one."""
+        stored = self._stored(self.endpoints[0], request, None, ENGINE_CRASH)
+        await self.recorder.keep(replace(stored, engine=engine))
+        log.warning("%s ends the engine: it is refused as %s", request.prompt_id, ENGINE_CRASH)
+        return Settled(rejected=ENGINE_CRASH)
+
     async def _attempt(self, endpoint: Endpoint, request: Request, body: bytes, hold: Hold) -> Attempted:
         key = endpoint.read_key()
         wanted, cap = bytes.fromhex(request.key), self.sampling.max_tokens
         number = await self.recorder.intend(wanted, cap, hold.nano, hold.worst.tokens)
         try:
-            raw = await send(self.session, endpoint.url, endpoint.wire.headers(key), key, body)
+            most = most_bytes(self.sampling.max_tokens, endpoint.logprobs)
+            raw = await send(self.session, endpoint.url, endpoint.wire.headers(key), key, body, most)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             is_timeout = isinstance(error, TimeoutError)
             verdict = judge_transport("timeout" if is_timeout else "connection", why_unconnected(error))
@@ -242,7 +241,9 @@ class Client:
         if raw is None:
             return Attempted(number, hold, None, Verdict(Action.REJECT, "oversize"))
         verdict = judge(endpoint.wire.read, raw.status, raw.headers, raw.body)
-        verdict = about_this_row(verdict) if self.proven else verdict
+        verdict = with_logprobs(verdict, endpoint.wire.name, raw.body, endpoint.logprobs)
+        verdict = as_asked(verdict, offers_tools=request.tools is not None)
+        verdict = about_this_row(verdict) if self._is_proven(endpoint) else verdict
         return Attempted(number, hold, raw, verdict, request_id=request_id(raw, key))
 
     def _adapt(self, endpoint: Endpoint, ticket: Ticket, attempt: Attempted) -> None:
@@ -256,6 +257,8 @@ class Client:
             what, budget = f"{verdict.reason}: {verdict.detail}", self.retry.budget_s
             log.warning("%s does not answer (%s); trying again for up to %g s", endpoint.url, what, budget)
         ticket.settle(outcome, *(attempt.used if attempt.left else (0, 0)))
+        if not attempt.left:
+            gate.take_out()
         if attempt.raw is not None:
             gate.observe(attempt.raw.headers)
         if verdict.retry_after is not None:
@@ -267,10 +270,10 @@ class Client:
         match verdict.action:
             case Action.ANSWER:
                 await self._end(attempt, "answer", self._stored(endpoint, request, raw, None))
-                self.proven = True
-                before = attempt.number
-                await self._believe([held for held in self._held if held.reason != FORBIDDEN or held.attempt < before])
-                return Settled(tokens=0 if verdict.reply is None else verdict.reply.completion_tokens or 0)
+                self.proven = endpoint.proven = True
+                await self._believe([held for held in self._held if held.is_confirmed_by(endpoint, attempt.number)])
+                self._hear(endpoint, request, verdict)
+                return _answered(verdict.reply)
             case Action.REJECT:
                 explicit = verdict.reason if raw is None or verdict.reason == FORBIDDEN else None
                 await self._refuse(attempt, self._stored(endpoint, request, raw, explicit), endpoint)
@@ -307,13 +310,37 @@ class Client:
         if verdict.reason != FORBIDDEN and (verdict.reason != "bad_request" or self.proven):
             await self._end(attempt, "reject", stored)
             return
-        self._held.append(Held(attempt.number, verdict.reason, stored))
+        self._held.append(Held(attempt.number, endpoint.host, verdict.reason, stored))
         await self._end(attempt, "reject")
         if len(self._held) < REFUSALS_IN_A_ROW:
             return
         if verdict.reason == FORBIDDEN:
             raise abort_error(endpoint, Verdict(Action.ABORT, "status:403", abort=Abort.KEY))
         raise refused_error(endpoint, len(self._held), verdict.detail)
+
+    def _is_proven(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint's 403 is about a row: the key is good there. Of several each has to show it."""
+        return endpoint.proven or (self.proven and len(self.endpoints) == 1)
+
+    def _hear(self, endpoint: Endpoint, request: Request, verdict: Verdict) -> None:
+        """An answer is stored: what it says of the engine and of the model.
+
+        Raises:
+            Incomplete: another model answers, and the policy is to stop.
+        """
+        if self.quarantine is not None:
+            self.quarantine.settled(request.key)
+        if verdict.reply is None:
+            return
+        if self.heard is not None:
+            self.heard(request, verdict.reply)
+        if self.drift is None:
+            return
+        try:
+            self.drift.hear(endpoint, verdict.reply)
+        except Incomplete:
+            self.draining = True  # before those that wait for our slot are let in
+            raise
 
     async def _believe(self, believed: list[Held]) -> None:
         self._held = [held for held in self._held if held not in believed]
@@ -340,27 +367,6 @@ class Client:
         log.warning("%s has no usable answer: %s", request.prompt_id, verdict.detail)
         return Settled(rejected=BAD_PAYLOAD)
 
-    def _time_to_wait(self, endpoint: Endpoint, tries: Tries, verdict: Verdict) -> float | None:
-        """Seconds until the next try (what the server asked for, plus full jitter), None when the budget is used up.
-
-        Waits that the server asked for do not count against the row's budget.
-
-        Raises:
-            Incomplete: the server asks for a longer wait than the whole budget.
-        """
-        now = time.monotonic()
-        if tries.first_failure is None:
-            tries.first_failure, tries.answered_before = now, self._answered
-        asked = 0.0 if verdict.retry_after is None else verdict.retry_after
-        if asked > self.retry.budget_s:
-            what = f"the API asks us to wait {asked:.0f} s ({verdict.reason}), longer than `retry.budget_s`"
-            raise Incomplete(what, where=endpoint.host, todo="run again later; answers received so far are kept")
-        tries.asked_to_wait += asked
-        bound = min(self.retry.max_wait_s, self.retry.first_wait_s * 2 ** min(tries.failures, 30))
-        wait = asked + random.uniform(0, bound)
-        tries.failures += 1
-        return None if now + wait - tries.first_failure - tries.asked_to_wait > self.retry.budget_s else wait
-
     def _stored(self, endpoint: Endpoint, request: Request, raw: Raw | None, rejected: str | None) -> Stored:
         return Stored(
             key=bytes.fromhex(request.key),
@@ -375,3 +381,9 @@ class Client:
             body=b"" if raw is None else raw.body,
             room=self.room,
         )
+
+
+def _answered(reply: Reply | None) -> Settled:
+    if reply is None:
+        return Settled()
+    return Settled(tokens=reply.completion_tokens or 0, is_cut=reply.finish_reason == "length")

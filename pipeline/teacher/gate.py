@@ -58,11 +58,14 @@ class Gate:
 
     Attributes:
         is_shut: nobody enters, because the endpoint is being restarted.
+        is_out: nobody enters, because the endpoint does not answer; somebody else probes it.
+        is_watched: there is such a somebody.
+        is_doubtful: a request failed since somebody last looked.
     """
 
     def __init__(self, limit: AdaptiveLimit, rates: RateLimiter, breaker: CircuitBreaker) -> None:
         self.limit, self.rates, self.breaker = limit, rates, breaker
-        self.is_shut = False
+        self.is_shut = self.is_out = self.is_watched = self.is_doubtful = False
         self._wake: Callable[[], None] | None = None
 
     @property
@@ -76,7 +79,7 @@ class Gate:
 
     def enter(self, wanted: Reservation) -> Pass | Wait:
         """Take everything that a request needs, or nothing. What is cheapest to give back is asked first."""
-        if self.is_shut:
+        if self.is_shut or self.is_out:
             return Wait()
         window = self.limit.take()
         if isinstance(window, Wait):
@@ -113,6 +116,7 @@ class Gate:
             case Outcome.UNSENT:
                 self.breaker.let_go(taken.permit)
                 self.rates.give_back(taken.reservation)
+        self.is_doubtful |= outcome in (Outcome.OVERLOADED, Outcome.FAILED, Outcome.NONSENSE)
         if outcome is not Outcome.UNSENT:
             self.rates.settle(taken.reservation, input_tokens, output_tokens)
         self.changed()
@@ -124,6 +128,15 @@ class Gate:
     def pause(self, seconds: float) -> None:
         """Let no request leave for so long."""
         self.limit.pause(seconds)
+
+    def take_out(self) -> None:
+        """The endpoint takes no connection: let nobody enter until `come_back`, if somebody watches over that."""
+        self.is_out = self.is_watched
+
+    def come_back(self) -> None:
+        """Requests may enter again; whether they are answered is still to be seen."""
+        self.is_out = self.is_doubtful = False
+        self.changed()
 
     def shut(self) -> None:
         """Let nobody enter until `reopen`."""
@@ -148,6 +161,7 @@ class Ticket:
 
     Attributes:
         index: which of the entrance's gates.
+        is_stale: who holds it may not use it any more, and asks for another.
         waited_s: seconds spent in the line. They are our doing: no failure, and nothing off the row's time budget.
     """
 
@@ -155,6 +169,7 @@ class Ticket:
     index: int
     taken: Pass
     waited_s: float = 0.0
+    is_stale: bool = False
     _is_settled: bool = False
 
     def settle(self, outcome: Outcome, input_tokens: int | None = None, output_tokens: int | None = None) -> None:

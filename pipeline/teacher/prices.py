@@ -6,6 +6,7 @@ prices per image, per search or per hour.
 
 from dataclasses import dataclass
 from datetime import date
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_base import ConfigModel, Name
 from pipeline.core.config_budget import TokenPrice, nano
-from pipeline.core.config_teacher import VllmTeacher
+from pipeline.core.config_server import LocalServer
 from pipeline.core.errors import UsageError
 from pipeline.core.load import read_yaml
 
@@ -80,7 +81,20 @@ def read_prices(path: Path = TABLE) -> tuple[Listed, ...]:
     return entries
 
 
-def price_of(teacher: VllmTeacher | ApiTeacher, table: Path = TABLE) -> Price | None:
+def batch_price_of(teacher: ApiTeacher, table: Path = TABLE) -> Price | None:
+    """What a teacher's tokens cost in batch jobs, rounded up; None: unknown.
+
+    Raises:
+        UsageError: the price table is not valid.
+    """
+    given = teacher.price or _listed(teacher, table)
+    if given is None:
+        return None
+    part, full = 1 - Decimal(repr(given.batch_discount)), Price.of(given)
+    return Price(*(int((tokens * part).to_integral_value(ROUND_CEILING)) for tokens in (full.input, full.output)))
+
+
+def price_of(teacher: LocalServer | ApiTeacher, table: Path = TABLE) -> Price | None:
     """What a teacher's tokens cost; None: unknown.
 
     Raises:
@@ -88,8 +102,13 @@ def price_of(teacher: VllmTeacher | ApiTeacher, table: Path = TABLE) -> Price | 
     """
     if teacher.price is not None:
         return Price.of(teacher.price)
-    if isinstance(teacher, VllmTeacher):
+    if isinstance(teacher, LocalServer):
         return FREE
+    found = _listed(teacher, table)
+    return None if found is None else Price.of(found)
+
+
+def _listed(teacher: ApiTeacher, table: Path) -> TokenPrice | None:
     entries = (one for one in read_prices(table) if teacher.provider in one.providers and teacher.model in one.models)
     found = next(entries, None)
-    return None if found is None else Price.of(found.price)
+    return None if found is None else found.price

@@ -1,12 +1,13 @@
 """Thinking that a model writes into its text, told apart from the answer by a rule that the config declares."""
 
 from pipeline.core.config_api import OpenAITeacher
-from pipeline.core.config_teacher import Teacher, VllmTeacher
+from pipeline.core.config_server import LocalServer
+from pipeline.core.config_teacher import Teacher
 
 
 def tags_of(teacher: Teacher) -> tuple[str, str] | None:
     """The tags around the thinking in this teacher's texts; None where the config declares none."""
-    return teacher.reasoning_tags if isinstance(teacher, OpenAITeacher | VllmTeacher) else None
+    return teacher.reasoning_tags if isinstance(teacher, OpenAITeacher | LocalServer) else None
 
 
 def split_reasoning(text: str, finish_reason: str, tags: tuple[str, str]) -> tuple[str | None, str]:

@@ -37,6 +37,11 @@ class Recorder:
         await self._commit()
         return attempt.id
 
+    def number(self) -> int:
+        """A number for an attempt whose beginning and end somebody puts into the store at once."""
+        self._next_attempt += 1
+        return self._next_attempt - 1
+
     async def settle(self, ended: Ended, answer: Stored | None = None) -> None:
         """Note how an attempt ended, with the answer if there is one."""
         self._outcomes.append(ended)

@@ -9,41 +9,54 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.config_teacher import ReplayTeacher
 from pipeline.core.errors import UsageError
+from pipeline.core.record import ToolCall
 from pipeline.core.stage import Context, check_cancelled
 from pipeline.teacher.request import Request
 from pipeline.teacher.responses import Outcome
-from pipeline.teacher.wire import Reply, clean, load_json, text_flags
+from pipeline.teacher.wire import Reply, clean, load_json, read_calls, text_flags
 
 NO_COMPLETION = "no_completion"
 ROWS_PER_COMMIT = 4096
 
 
-def replay(teacher: ReplayTeacher, requests: Iterable[Request], ctx: Context) -> Iterator[Outcome]:
-    """The completion of each request, in order; a request that has none is rejected as `no_completion`.
-
-    The n-th row that belongs to a prompt is its sample n. The file is indexed on disk, so that it may be larger than
-    memory.
+class Replayed:
+    """A teacher's file, indexed on disk, so that it may be larger than memory. A context manager.
 
     Raises:
         UsageError: the file is not readable, or a row lacks a column that the config names.
     """
-    index = sqlite3.connect("", isolation_level=None)  # a temporary file that SQLite removes
-    try:
-        _fill(index, teacher, ctx)
+
+    def __init__(self, teacher: ReplayTeacher, ctx: Context) -> None:
+        self._teacher, self._ctx = teacher, ctx
+        self._index = sqlite3.connect("", isolation_level=None)  # a temporary file that SQLite removes
+
+    def __enter__(self) -> "Replayed":
+        try:
+            _fill(self._index, self._teacher, self._ctx)
+        except BaseException:
+            self._index.close()
+            raise
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._index.close()
+
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+        """The completion of each request, in order; a request that has none is rejected as `no_completion`. The n-th
+        row that belongs to a prompt is its sample n."""
+        query = "SELECT body, reasoning, calls, finish FROM completions WHERE prompt = ? AND sample = ?"
         for request in requests:
-            query = "SELECT body, reasoning, finish FROM completions WHERE prompt = ? AND sample = ?"
-            key = _join_key(teacher, request)
-            row = None if key is None else index.execute(query, (key, request.sample)).fetchone()
+            key = _join_key(self._teacher, request)
+            row = None if key is None else self._index.execute(query, (key, request.sample)).fetchone()
             outcome = Outcome(None, NO_COMPLETION) if row is None else Outcome(_reply(*row), None)
-            ctx.progress.advance(rejected=int(row is None))
+            self._ctx.progress.advance(rejected=int(row is None))
             yield outcome
-    finally:
-        index.close()
 
 
 def _join_key(teacher: ReplayTeacher, request: Request) -> bytes | None:
@@ -70,14 +83,14 @@ def _digest(text: str) -> bytes:
 def _fill(index: sqlite3.Connection, teacher: ReplayTeacher, ctx: Context) -> None:
     index.execute("PRAGMA journal_mode=OFF")
     index.execute(
-        "CREATE TABLE completions (prompt BLOB, sample INTEGER, body BLOB, reasoning BLOB, finish TEXT,"
+        "CREATE TABLE completions (prompt BLOB, sample INTEGER, body BLOB, reasoning BLOB, calls BLOB, finish TEXT,"
         " PRIMARY KEY (prompt, sample)) WITHOUT ROWID"
     )
     samples: Counter[bytes] = Counter()
     rows = _indexed(teacher, samples)
     while chunk := list(islice(rows, ROWS_PER_COMMIT)):
         check_cancelled(ctx)
-        index.executemany("INSERT INTO completions VALUES (?, ?, ?, ?, ?)", chunk)
+        index.executemany("INSERT INTO completions VALUES (?, ?, ?, ?, ?, ?)", chunk)
 
 
 def _indexed(teacher: ReplayTeacher, samples: "Counter[bytes]") -> Iterator[tuple[object, ...]]:
@@ -90,8 +103,8 @@ def _indexed(teacher: ReplayTeacher, samples: "Counter[bytes]") -> Iterator[tupl
         if completion is None or joined_by is None:
             continue
         key = _digest(joined_by)
-        text, reasoning = completion
-        yield key, samples[key], _bytes(text), None if reasoning is None else _bytes(reasoning), clean(finish)
+        parts = (None if part is None else _bytes(part) for part in completion)
+        yield key, samples[key], *parts, clean(finish)
         samples[key] += 1
 
 
@@ -100,7 +113,7 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _reply(body: bytes, reasoning: bytes | None, finish: str) -> Reply:
+def _reply(body: bytes, reasoning: bytes | None, calls: bytes | None, finish: str) -> Reply:
     text = body.decode("utf-8", "surrogatepass")
     thought = None if reasoning is None else reasoning.decode("utf-8", "surrogatepass")
     return Reply(
@@ -110,6 +123,7 @@ def _reply(body: bytes, reasoning: bytes | None, finish: str) -> Reply:
         prompt_tokens=None,
         completion_tokens=None,
         flags=text_flags(text, thought),
+        tool_calls=() if calls is None else tuple(ToolCall(*call) for call in orjson.loads(calls)),
     )
 
 
@@ -123,16 +137,20 @@ def _column(row: dict[str, Any], name: str, where: str) -> Any:
     )
 
 
-def _completion(value: Any, where: str) -> tuple[str, str | None] | None:
-    """(text, reasoning) of a completion column; None if it holds none."""
+def _completion(value: Any, where: str) -> tuple[str, str | None, str | None] | None:
+    """(text, reasoning, JSON of the tool calls) of a completion column; None if it holds none."""
     if value is None or isinstance(value, str):
-        return None if value is None else (value, None)
+        return None if value is None else (value, None, None)
     if isinstance(value, list):
         turns = [turn for turn in value if isinstance(turn, dict) and turn.get("role") == "assistant"]
         content = turns[-1].get("content") if turns else None
         reasoning = turns[-1].get("reasoning_content") if turns else None
+        calls = read_calls(turns[-1].get("tool_calls")) if turns else []
+        if content is None and calls:
+            content = ""
         if content is None or (isinstance(content, str) and isinstance(reasoning, str | None)):
-            return None if content is None else (content, reasoning)
+            given = [[call.name, call.arguments, call.id] for call in calls]
+            return None if content is None else (content, reasoning, orjson.dumps(given).decode() if given else None)
     todo = "give a column of text, or of lists of {role, content} messages"
     raise UsageError(f"a completion is neither text nor messages but {type(value).__name__}", where=where, todo=todo)
 

@@ -10,26 +10,23 @@ network file system (WAL needs a local disk).
 """
 
 import fcntl
-import hashlib
 import heapq
 import logging
-import os
-import secrets
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.core.errors import DISK_ERRORS, CorruptArtefact, Incomplete, boundary
+from pipeline.core.config_logprobs import LogprobsAsked
+from pipeline.core.errors import Incomplete, boundary
 from pipeline.core.lineage import file_sha256
-from pipeline.core.store import make_folder, sync_folder
+from pipeline.core.store import make_folder
+from pipeline.core.targets import TokenLogprobs
+from pipeline.teacher.folded import damaged_file, find_answers, write_folded
+from pipeline.teacher.logprobs import BAD_LOGPROBS, find_logprobs, is_refused, lacks_logprobs
 from pipeline.teacher.salvage import salvage
 from pipeline.teacher.segment import (
     ATTEMPT_COLUMNS,
@@ -42,15 +39,14 @@ from pipeline.teacher.segment import (
     read_attempts,
     segment_paths,
 )
-from pipeline.teacher.verdict import Action, judge
+from pipeline.teacher.verdict import EMPTY, Action, judge
 from pipeline.teacher.wire import Reply
 from pipeline.teacher.wires import WIRES
 
 logger = logging.getLogger(__name__)
 
-GROUP_ROWS = 1024
-"""Rows per row group of a folded file: the least that is read to find one answer."""
-
+ENGINE_CRASH = "engine_crash"
+"""A row whose prompt ends the engine of a local server (poison.py)."""
 PROVIDER_SAYS_NO = frozenset({"content_filter", "refusal", "forbidden"})
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -93,35 +89,71 @@ ATTEMPT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a stored answer says: a reply, or the reason for which the row is refused. One of the two is None."""
+    """What a stored answer says: a reply, or the reason for which the row is refused. One of the two is None.
+
+    Attributes:
+        logprobs: of a reply's tokens, where they were asked for and are all there.
+    """
 
     reply: Reply | None
     rejected: str | None
+    logprobs: TokenLogprobs | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is an answer that ended at its cap."""
+        return self.reply is not None and self.reply.finish_reason == "length"
+
+    def as_asked(self, *, offers_tools: bool) -> "Outcome":
+        """The outcome where an answer of tool calls alone came to a request that offered no tools: it says nothing."""
+        if self.reply is None or offers_tools or not self.reply.is_only_calls:
+            return self
+        return Outcome(None, EMPTY)
 
 
-def outcome_of(stored: Stored) -> Outcome | None:
-    """Parse a stored answer; None if it is no longer understood as one (then it is asked again)."""
-    if stored.rejected is not None:
-        return Outcome(None, stored.rejected)
+def outcome_of(stored: Stored, logprobs: LogprobsAsked | None = None) -> Outcome | None:
+    """Parse a stored answer; None if it is no longer understood as one (then it is asked again).
+
+    Args:
+        logprobs: what is wanted beside the text. An answer that was refused for lack of them is one to who wants none.
+    """
+    if stored.rejected is not None and is_refused(stored.rejected, logprobs):
+        return Outcome(None, BAD_LOGPROBS if lacks_logprobs(stored.rejected) else stored.rejected)
     wire = WIRES.get(stored.wire)
     if wire is None:
         return None
     verdict = judge(wire.read, stored.status, {}, stored.body)
     if verdict.action is Action.ANSWER:
-        return Outcome(verdict.reply, None)
+        told = None if logprobs is None else find_logprobs(stored.wire, stored.body, logprobs)
+        return Outcome(verdict.reply, None, told)
     return Outcome(None, verdict.reason) if verdict.action is Action.REJECT else None
 
 
-def is_hit(stored: Stored, outcome: Outcome, cap: int, room: int | None = None) -> bool:
+def is_hit(
+    stored: Stored,
+    outcome: Outcome,
+    cap: int,
+    room: int | None = None,
+    engine: str | None = None,
+    logprobs: LogprobsAsked | None = None,
+) -> bool:
     """Whether a stored answer stands for a request with `max_tokens = cap` to a model with `room` for prompt and
     completion (None: its own limit, the most there is).
 
     An answer does if it did not end on `length`, or neither cap nor room was less than now; a room that did not cut it
     does not matter. A refused row does if the provider will not speak of it, or if it was refused with this very cap
-    and room: servers refuse caps that do not fit.
+    and room: servers refuse caps that do not fit. One that ended an engine is refused by that engine only, as it was
+    installed then (`engine`): another version may answer it. Where logprobs are wanted, an answer must hold them.
+
+    Args:
+        outcome: of `outcome_of(stored, logprobs)`.
     """
     if outcome.reply is None:
+        if outcome.rejected == ENGINE_CRASH and stored.engine != engine:
+            return False
         return outcome.rejected in PROVIDER_SAYS_NO or (stored.cap, stored.room) == (cap, room)
+    if logprobs is not None and outcome.logprobs is None:
+        return False
     if outcome.reply.finish_reason != "length":
         return True
     cut_by_cap = outcome.reply.completion_tokens is not None and outcome.reply.completion_tokens >= stored.cap
@@ -129,9 +161,15 @@ def is_hit(stored: Stored, outcome: Outcome, cap: int, room: int | None = None) 
     return stored.cap >= cap and (cut_by_cap or had_room)
 
 
-def rank(stored: Stored, cap: int) -> tuple[bool, int, bytes]:
-    """Of several hits the least stands: the one asked with this very cap, then the oldest."""
-    return stored.cap != cap, stored.stored_ms, stored.body
+def rank(stored: Stored, cap: int) -> tuple[bool, bool, int, bytes]:
+    """Of several hits the least stands: one that ended no engine and lacked no logprobs, asked with this very cap, then
+    the oldest."""
+    return (
+        stored.rejected == ENGINE_CRASH or lacks_logprobs(stored.rejected),
+        stored.cap != cap,
+        stored.stored_ms,
+        stored.body,
+    )
 
 
 class ResponseStore:
@@ -140,10 +178,11 @@ class ResponseStore:
     Args:
         folder: made if missing.
         check: called between answers while many are looked up; what it raises ends the look-up.
+        engine: the engine as it is installed, which refusals as `engine_crash` are compared with.
     """
 
-    def __init__(self, folder: Path, *, check: Callable[[], None] = lambda: None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, check: Callable[[], None] = lambda: None, engine: str | None = None) -> None:
+        self._folder, self._engine = folder, engine
         self._between = check
         self._segments, self._answers, self._attempts = (
             folder / "segments",
@@ -182,24 +221,37 @@ class ResponseStore:
                 self._segment = Segment(self._segments)
             self._segment.write(intents, outcomes, answers)
 
-    def get_many(self, wanted: Mapping[bytes, int], room: int | None = None) -> dict[bytes, Outcome]:
+    def get_many(
+        self,
+        wanted: Mapping[bytes, int],
+        room: int | None = None,
+        logprobs: LogprobsAsked | None = None,
+        *,
+        keep_logprobs: bool = False,
+    ) -> dict[bytes, Outcome]:
         """The hits among `wanted` (request key -> max_tokens asked) for a model with `room`; keys without one are
         absent. Each call reads all files whose keys may be among them, so that many keys at a time cost less.
 
         Of several hits the one asked with this very cap wins, then the oldest, so that equal questions find equal
         answers whatever lies beside them.
 
+        Args:
+            logprobs: what an answer must tell to be a hit.
+            keep_logprobs: whether outcomes hold them: 8 bytes for each of `top_k`, for every token of every answer.
+
         Raises:
             Incomplete: the disk fails.
             CorruptArtefact: a folded file is damaged. It is left where it is: its answers were paid for, and a copy of
                 it may exist.
         """
-        best: dict[bytes, tuple[tuple[bool, int, bytes], Outcome]] = {}
+        best: dict[bytes, tuple[tuple[bool, bool, int, bytes], Outcome]] = {}
         for stored in self._candidates(wanted):
-            outcome = outcome_of(stored)
+            outcome = outcome_of(stored, logprobs)
             cap = wanted[stored.key]
-            if outcome is None or not is_hit(stored, outcome, cap, room):
+            if outcome is None or not is_hit(stored, outcome, cap, room, self._engine, logprobs):
                 continue
+            if outcome.logprobs is not None and not keep_logprobs:
+                outcome = replace(outcome, logprobs=None)
             order = rank(stored, cap)
             if stored.key not in best or order < best[stored.key][0]:
                 best[stored.key] = (order, outcome)
@@ -215,7 +267,7 @@ class ResponseStore:
             yield from self._checked(read_answers(path, keys))
         for path in sorted(self._answers.glob("*.parquet")):
             self._check(path)
-            yield from self._checked(_find(path, keys))
+            yield from self._checked(find_answers(path, keys))
 
     def _checked(self, found: Iterable[Stored]) -> Iterator[Stored]:
         self._between()
@@ -226,7 +278,7 @@ class ResponseStore:
     def _check(self, path: Path) -> None:
         """Compare a folded file with the sha256 that is its name, once: its footer has no other check sum."""
         if path.name not in self._sound and file_sha256(path) != path.stem:
-            raise _damaged_file(path, "its sha256 is not its name")
+            raise damaged_file(path, "its sha256 is not its name")
         self._sound.add(path.name)
 
     def _set_damaged_aside(self) -> None:
@@ -242,8 +294,8 @@ class ResponseStore:
                 if intact is None:
                     self._sound.add(path.name)
                     continue
-                _write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, intact.answers))
-                _write_folded(self._attempts, ATTEMPT_SCHEMA, (_attempt_row(path, each) for each in intact.attempts))
+                write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, intact.answers))
+                write_folded(self._attempts, ATTEMPT_SCHEMA, (_attempt_row(path, each) for each in intact.attempts))
                 segment.move(self._folder / "damaged")
             place = self._folder / "damaged" / path.name
             logger.error("a file of stored answers was damaged: %d answers in it are intact and kept, the others are "
@@ -259,9 +311,9 @@ class ResponseStore:
             segments = [stack.enter_context(closing(segment)) for segment in claimed if segment is not None]
             paths = [segment.path for segment in segments]
             answers = heapq.merge(*map(read_answers, paths), key=lambda stored: (stored.key, stored.stored_ms))
-            count = _write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, answers))
+            count = write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, answers))
             attempts = heapq.merge(*map(_attempt_rows, paths), key=lambda row: (row[2], row[0], row[1]))
-            _write_folded(self._attempts, ATTEMPT_SCHEMA, attempts)
+            write_folded(self._attempts, ATTEMPT_SCHEMA, attempts)
             for segment in segments:
                 segment.remove()
         return count
@@ -279,72 +331,6 @@ class ResponseStore:
             with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-
-
-def _find(path: Path, keys: list[bytes]) -> Iterator[Stored]:
-    """The answers to `keys` (sorted) in one folded file; row groups that cannot hold any are not read."""
-    value_set = pa.array(keys, pa.binary(32))
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                if not _may_hold(file.metadata.row_group(group).column(0).statistics, keys):
-                    continue
-                mask = pc.is_in(file.read_row_group(group, columns=["key"])["key"], value_set=value_set)
-                if pc.any(mask).as_py():
-                    for row in file.read_row_group(group).filter(mask).to_pylist():
-                        yield Stored(**row)
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise  # the disk fails; what is on it may well be sound
-        raise _damaged_file(path, str(error)) from error
-
-
-def _damaged_file(path: Path, why: str) -> CorruptArtefact:
-    todo = "put a sound copy in its place, or move it away: what only it held is then asked for again"
-    return CorruptArtefact(f"a file of stored answers is damaged: {why}", where=str(path), todo=todo)
-
-
-def _may_hold(statistics: pq.Statistics | None, keys: list[bytes]) -> bool:
-    if statistics is None or not statistics.has_min_max:
-        return True
-    first = bisect_left(keys, statistics.min)
-    return first < len(keys) and keys[first] <= statistics.max
-
-
-def _write_folded(folder: Path, schema: pa.Schema, rows: Iterable[Sequence[object]]) -> int:
-    """Write sorted rows as `<sha256>.parquet` by fsync and rename; no rows write no file. Returns the row count."""
-    temporary = folder / f".{secrets.token_hex(8)}.tmp"
-    rows = iter(rows)
-    chunk = list(islice(rows, GROUP_ROWS))
-    if not chunk:
-        return 0
-    try:
-        return _write_sorted(folder, temporary, schema, rows, chunk)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_sorted(
-    folder: Path, temporary: Path, schema: pa.Schema, rows: Iterator[Sequence[object]], chunk: list[Sequence[object]]
-) -> int:
-    count = 0
-    with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as sink:
-        fcntl.flock(sink, fcntl.LOCK_EX)
-        with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
-            while chunk:
-                columns = [
-                    pa.array(column, field.type) for column, field in zip(zip(*chunk, strict=True), schema, strict=True)
-                ]
-                writer.write_table(pa.table(columns, schema=schema))
-                count += len(chunk)
-                chunk = list(islice(rows, GROUP_ROWS))
-        sink.flush()
-        os.fsync(sink.fileno())
-        sink.seek(0)
-        digest = hashlib.file_digest(sink, "sha256").hexdigest()
-        temporary.replace(folder / f"{digest}.parquet")
-    sync_folder(folder)
-    return count
 
 
 def _answer_row(stored: Stored) -> tuple[object, ...]:

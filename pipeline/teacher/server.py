@@ -1,4 +1,4 @@
-"""Local vLLM servers: started, watched, restarted, and gone when we are."""
+"""Local servers, of vLLM or any other program: started, watched, restarted, and gone when we are."""
 
 import asyncio
 import logging
@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,91 +19,119 @@ import aiohttp
 
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_limits import Limits
-from pipeline.core.config_teacher import VllmTeacher
+from pipeline.core.config_server import LocalServer, ServerTeacher
 from pipeline.core.errors import Incomplete, UsageError
 from pipeline.core.stage import Context, check_cancelled
 from pipeline.teacher import watchdog
-from pipeline.teacher.endpoint import Endpoint, api_endpoint, open_gate
-from pipeline.teacher.request import model_folder
+from pipeline.teacher.endpoint import Endpoint, api_endpoints, open_gate
+from pipeline.teacher.gpus import installed_gpus, server_environments
+from pipeline.teacher.identity import Look, check_same, get, look_at
+from pipeline.teacher.launch import LOOPBACK, Launch, installed_engine, launch_of, sets_chunking
+from pipeline.teacher.poison import Quarantine
+from pipeline.teacher.pool import keep_endpoints, together
+from pipeline.teacher.request import Asked
+from pipeline.teacher.seeds import settle_seeds, wants_seeds
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "teacher"
-"""What the served model is called in requests; no path leaves this machine."""
-RESTARTS = 2
 POLL_S = 0.25
 LOG_LINES = 3
 
 
 @dataclass(slots=True)
 class Serving:
-    """Endpoints that answer, and the coroutine function that keeps them alive: it ends only by raising."""
+    """Endpoints that answer, and who looks after them.
+
+    Attributes:
+        supervise: the coroutine function that keeps them alive: it ends only by raising.
+        quarantine: for servers of our own, whose engines a prompt may end.
+    """
 
     endpoints: list[Endpoint]
     supervise: Callable[[], Coroutine[Any, Any, None]]
+    quarantine: Quarantine | None = None
 
 
 @dataclass(slots=True)
 class Server:
-    """One vLLM server behind its watchdog.
+    """One server behind its watchdog.
 
     Attributes:
+        launch: how it is started.
         environment: its environment variables, with the GPUs that are its own.
         log: the server's output, appended to over restarts.
         records: folder of the watchdogs' records.
         endpoint: where it answers; its URL changes with a restart, since the port does.
+        restarts: how often it was started again since the last death that was explained.
+        first: what it said of its model when it was first healthy.
     """
 
-    teacher: VllmTeacher
+    teacher: LocalServer
+    launch: Launch
     environment: dict[str, str]
     log: Path
     records: Path
     endpoint: Endpoint
     process: subprocess.Popen[bytes] | None = None
     restarts: int = field(default=0)
+    first: Look | None = None
 
     def start(self) -> None:
         """Start the server on a free port; it is not healthy yet."""
         port = free_port()
-        self.endpoint.url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        base_url = f"http://{LOOPBACK}:{port}{self.launch.base_path}"
+        self.endpoint.url = OPENAI_CHAT.url(base_url, self.launch.served_name)
+        self.endpoint.models_url = f"{base_url}/models"
         record = self.records / f"{secrets.token_hex(8)}.json"
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", watchdog.__file__, str(record), *server_command(self.teacher, port)],
+                [sys.executable, "-I", watchdog.__file__, str(record), *self.launch.command_at(port)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a ctrl-C in the terminal is ours to handle
                 env=self.environment,
             )
-        log.info("starting vLLM for %s, which takes a minute or so; its log: %s", self.teacher.model, self.log)
+        what, model = self.launch.label, self.teacher.model
+        log.info("starting %s for %s, which may take a minute or so; its log: %s", what, model, self.log)
 
     async def wait_until_healthy(self, session: aiohttp.ClientSession, ctx: Context) -> None:
         """Poll the server's health.
 
         Raises:
             UsageError: it ended before it was healthy.
-            Incomplete: it did not become healthy in time.
+            Incomplete: it did not become healthy in time, or serves another model than before.
             Interrupted: a signal asked us to stop.
         """
         deadline = time.monotonic() + self.teacher.start_timeout_s
-        while not await _get_ok(session, self.url("/health")):
+        while (await get(session, self.url(self.launch.health), {}))[0] != 200:
             check_cancelled(ctx)
             if self.exit_code() is not None:
                 todo = f"see {self.log}; then correct the teacher's settings"
                 raise UsageError(
-                    f"the vLLM server ended while starting: {self.last_lines()}", where=str(self.log), todo=todo
+                    f"{self.launch.label} ended while starting: {self.last_lines()}", where=str(self.log), todo=todo
                 )
             if time.monotonic() > deadline:
-                what = f"the vLLM server was not ready after {self.teacher.start_timeout_s:g} s: {self.last_lines()}"
+                patience = f"{self.teacher.start_timeout_s:g} s"
+                what = f"{self.launch.label} was not ready after {patience}: {self.last_lines()}"
                 raise Incomplete(
                     what, where=str(self.log), todo="raise the teacher's `start_timeout_s`, or see the log"
                 )
             await asyncio.sleep(POLL_S)
-        version = await _get_json(session, self.url("/version"))
-        self.endpoint.engine = f"vllm {version.get('version', 'unknown')}"
-        log.info("vLLM server ready at %s (%s)", self.endpoint.host, self.endpoint.engine)
+        self.endpoint.engine = await self._engine(session)
+        now = await look_at(session, self.endpoint)
+        self.first = self.first or now
+        check_same(self.endpoint, self.first, now, ctx.resume_command)
+        log.info("%s is ready at %s (%s)", self.launch.label, self.endpoint.host, self.endpoint.engine)
+
+    async def _engine(self, session: aiohttp.ClientSession) -> str:
+        """Name and, where there is a route for it, version of the engine."""
+        if self.launch.version_path is None:
+            return self.launch.engine
+        _, body = await get(session, self.url(self.launch.version_path), {})
+        version = body.get("version", "unknown") if isinstance(body, dict) else "unknown"
+        return f"{self.launch.engine} {version}"
 
     def exit_code(self) -> int | None:
         """The server's exit code, None while it runs."""
@@ -134,22 +163,31 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    teacher: VllmTeacher | ApiTeacher, session: aiohttp.ClientSession, ctx: Context
+    teacher: LocalServer | ApiTeacher, session: aiohttp.ClientSession, ctx: Context, asked: Asked | None = None
 ) -> AsyncIterator[Serving]:
-    """The endpoints of a teacher: an API's URL, or local servers that run as long as the block does.
+    """The endpoints of a teacher: an API's URLs, or local servers that run as long as the block does.
+
+    Args:
+        asked: says whether requests are to carry seeds; None: they are not.
 
     Raises:
         UsageError, Incomplete: a server does not come up; see `Server.wait_until_healthy` and `server_environments`.
     """
     if isinstance(teacher, ApiTeacher):
-        yield Serving([api_endpoint(teacher)], _sleep_for_ever)
+        endpoints = api_endpoints(teacher)
+        await settle_seeds(asked, teacher.kind, endpoints, session, ctx)
+        firsts: dict[str, Look] = {}
+        yield Serving(endpoints, lambda: keep_endpoints(endpoints, firsts, session, ctx))
         return
-    environments = server_environments(teacher, os.environ, installed_gpus())
+    gpus = installed_gpus()
+    seeded_on_cpu = gpus == 0 and teacher.kind == "vllm" and wants_seeds(asked, teacher.kind)
+    launch = launch_of(teacher, seeded_on_cpu=seeded_on_cpu and not sets_chunking(teacher))
+    environments = server_environments(teacher, os.environ, gpus)
     records = ctx.data / watchdog.RECORDS
     records.mkdir(parents=True, exist_ok=True)
     clear_stale(records)
     servers = [
-        _new_server(teacher, environment, ctx.workdir / f"vllm-{index}.log", records)
+        _new_server(teacher, launch, environment, ctx.workdir / f"{teacher.kind}-{index}.log", records)
         for index, environment in enumerate(environments)
     ]
     try:
@@ -157,42 +195,58 @@ async def serving(
             server.start()
         for server in servers:
             await server.wait_until_healthy(session, ctx)
-        yield Serving([server.endpoint for server in servers], lambda: _supervise(servers, session, ctx))
+        quarantine = Quarantine(installed_engine(teacher))
+        watches = [partial(_supervise, server, index, quarantine, session, ctx) for index, server in enumerate(servers)]
+        endpoints = [server.endpoint for server in servers]
+        for endpoint in endpoints:
+            endpoint.takes_seeds = not (seeded_on_cpu and sets_chunking(teacher))
+        await settle_seeds(asked, teacher.kind, endpoints, session, ctx)
+        yield Serving(endpoints, lambda: together([watch() for watch in watches]), quarantine)
     finally:
         for server in servers:
             server.stop()
 
 
-def _new_server(teacher: VllmTeacher, environment: dict[str, str], log_path: Path, records: Path) -> Server:
-    endpoint = Endpoint("", OPENAI_CHAT, MODEL_NAME, "vllm", None, open_gate(teacher.concurrency, Limits()))
-    return Server(teacher, environment, log_path, records, endpoint)
+def _new_server(
+    teacher: LocalServer, launch: Launch, environment: dict[str, str], log_path: Path, records: Path
+) -> Server:
+    gate = open_gate(teacher.concurrency, Limits())
+    endpoint = Endpoint("", OPENAI_CHAT, launch.served_name, launch.engine, None, gate)
+    endpoint.structured_outputs = teacher.structured_outputs if isinstance(teacher, ServerTeacher) else "vllm"
+    return Server(teacher, launch, environment, log_path, records, endpoint)
 
 
 def clear_stale(records: Path) -> None:
     """Kill the servers whose watchdog was killed, in this run or an earlier one."""
     for group in watchdog.clear_stale(records):
-        log.warning("killed a vLLM server (process group %d) that had outlived its watchdog", group)
+        log.warning("killed a server (process group %d) that had outlived its watchdog", group)
 
 
-async def _supervise(servers: list[Server], session: aiohttp.ClientSession, ctx: Context) -> None:
-    """Restart what ends; requests in flight fail meanwhile and are tried again.
+async def _supervise(
+    server: Server, index: int, quarantine: Quarantine, session: aiohttp.ClientSession, ctx: Context
+) -> None:
+    """Restart what ends; requests in flight fail meanwhile and are tried again, under suspicion.
 
     Raises:
-        Incomplete: a server ended once more than it may be restarted.
+        Incomplete: the server ended once more than it may be restarted, not counting deaths by a prompt that was found.
+        UsageError: it does not start again.
     """
     while True:
         await asyncio.sleep(POLL_S)
-        for server in servers:
-            code = server.exit_code()
-            if code is not None:
-                await _restart(server, code, session, ctx)
+        code = server.exit_code()
+        if code is None:
+            continue
+        if quarantine.crashed(index):
+            server.restarts = 0
+        await _restart(server, code, session, ctx)
 
 
 async def _restart(server: Server, code: int, session: aiohttp.ClientSession, ctx: Context) -> None:
-    if server.restarts >= RESTARTS:
-        what = f"the vLLM server ended {RESTARTS + 1} times (exit {code}): {server.last_lines()}"
+    label, allowed = server.launch.label, server.teacher.restarts
+    if server.restarts >= allowed:
+        what = f"{label} ended {allowed + 1} times (exit {code}): {server.last_lines()}"
         raise Incomplete(what, where=str(server.log), todo=f"see the log, then resume with: {ctx.resume_command}")
-    log.warning("the vLLM server ended (exit %d): %s; restarting it", code, server.last_lines())
+    log.warning("%s ended (exit %d): %s; restarting it", label, code, server.last_lines())
     ctx.events.emit("server_restarted", exit_code=code, restarts=server.restarts + 1)
     server.restarts += 1
     server.endpoint.gate.shut()
@@ -202,88 +256,9 @@ async def _restart(server: Server, code: int, session: aiohttp.ClientSession, ct
     server.endpoint.gate.reopen()
 
 
-def server_command(teacher: VllmTeacher, port: int) -> list[str]:
-    """The command line of a server. Sampling defaults come from our config, not from the model's generation config;
-    its end-of-turn tokens are still honoured."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(model_folder(teacher)), "--served-model-name", MODEL_NAME]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm", "--dtype", teacher.dtype]
-    command += ["--tensor-parallel-size", str(teacher.tensor_parallel_size)]
-    if teacher.max_model_len is not None:
-        command += ["--max-model-len", str(teacher.max_model_len)]
-    if teacher.quantization is not None:
-        command += ["--quantization", teacher.quantization]
-    return [*command, *teacher.args]
-
-
-def server_environments(teacher: VllmTeacher, inherited: Mapping[str, str], installed: int) -> list[dict[str, str]]:
-    """The environment of each server: ours, no telemetry, what the config adds, and of several servers each its own
-    `tensor_parallel_size` GPUs. Without GPUs, or with an empty CUDA_VISIBLE_DEVICES, none are dealt out.
-
-    Args:
-        inherited: our own environment; its CUDA_VISIBLE_DEVICES, or the config's, says which GPUs are ours.
-        installed: number of GPUs in this machine.
-
-    Raises:
-        UsageError: there are fewer GPUs than the servers need.
-    """
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
-    environment = {**inherited, **quiet, **teacher.env}
-    gpus = visible_gpus(environment.get("CUDA_VISIBLE_DEVICES"), installed)
-    each = teacher.tensor_parallel_size
-    if not gpus:
-        return [dict(environment) for _ in range(teacher.servers)]
-    if len(gpus) < teacher.servers * each:
-        what = f"{teacher.servers} servers of {each} GPUs each need {teacher.servers * each}; {len(gpus)} are visible"
-        todo = "lower the teacher's `servers` or `tensor_parallel_size`, or set CUDA_VISIBLE_DEVICES"
-        raise UsageError(what, where="teachers.*.servers", todo=todo)
-    if teacher.servers == 1:
-        return [environment]  # nobody to share with: its own arguments decide (pipeline parallel, say)
-    slices = [gpus[index * each : (index + 1) * each] for index in range(teacher.servers)]
-    return [{**environment, "CUDA_VISIBLE_DEVICES": ",".join(some)} for some in slices]
-
-
-def visible_gpus(variable: str | None, installed: int) -> Sequence[str]:
-    """Names of the GPUs we may use, as CUDA reads its variable: all when it is not set, else up to the first -1."""
-    if variable is None or installed == 0:
-        return [str(index) for index in range(installed)]
-    names = [name.strip() for name in variable.split(",") if name.strip()]
-    return names[: names.index("-1")] if "-1" in names else names
-
-
-def installed_gpus() -> int:
-    """Number of NVIDIA GPUs in this machine; 0 where their tool is missing or fails."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
-
-
 def free_port() -> int:
     """A port that is free now; somebody may take it before the server does, who then ends and says so."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-async def _get_ok(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(url, timeout=aiohttp.ClientTimeout(total=5), allow_redirects=False) as response:
-            return response.status == 200
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return False
-
-
-async def _get_json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    try:
-        async with session.get(url, timeout=aiohttp.ClientTimeout(total=5), allow_redirects=False) as response:
-            body = await response.json(content_type=None)
-            return body if isinstance(body, dict) else {}
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-        return {}
-
-
-async def _sleep_for_ever() -> None:
-    await asyncio.Event().wait()

@@ -93,6 +93,19 @@ class Purse:
             await self._wait(hold)
         return hold
 
+    def take(self, hold: Hold) -> Incomplete | None:
+        """Hold a worst case now, or say why not; nobody waits."""
+        exceeded = self._ledger.reserve(hold.worst)
+        return None if exceeded is None else self._error(exceeded, hold)
+
+    def adopt(self, hold: Hold) -> None:
+        """Hold the worst case of an attempt that an earlier process has sent."""
+        self._ledger.adopt(hold.worst)
+
+    def write_off(self, hold: Hold) -> None:
+        """Count what is held for an attempt that will not be settled here as spent."""
+        self._ledger.settle(hold.worst, hold.worst)
+
     def release(self, hold: Hold) -> None:
         """Give back what was held for an attempt that did not leave."""
         self._ledger.settle(hold.worst, Amount())

@@ -3,6 +3,7 @@
 import email.utils
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Verdict:
 BAD_PAYLOAD = "bad_payload"
 """A success without a completion. A gateway's maintenance page or this row's bad luck: only time tells, so that a row
 is rejected for it when its time budget is used up while others were answered."""
+EMPTY = "empty"
+"""An answer that says nothing."""
 FORBIDDEN = "forbidden"
 """A row that the API refuses with 403 while it answers others."""
 BUSY = frozenset({408, 409, 425, 429, 499})
@@ -126,6 +129,13 @@ def about_this_row(verdict: Verdict) -> Verdict:
     return verdict
 
 
+def as_asked(verdict: Verdict, *, offers_tools: bool) -> Verdict:
+    """The verdict where an answer of tool calls alone came to a request that offered no tools: it says nothing."""
+    if verdict.reply is None or offers_tools or not verdict.reply.is_only_calls:
+        return verdict
+    return Verdict(Action.STRIKE, EMPTY, detail="tool calls, though no tools were offered")
+
+
 def judge_transport(kind: str, detail: str) -> Verdict:
     """The verdict on a request that got no complete response: `timeout`, `connection` or `cut_body`.
 
@@ -141,8 +151,9 @@ def why_unconnected(error: Exception) -> str:
     Args:
         error: of a socket or of aiohttp, which wraps those.
     """
-    cause = getattr(error, "os_error", error)
-    if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, socket.gaierror):
+    cause = getattr(error, "certificate_error", getattr(error, "os_error", error))
+    has_own_numbers = isinstance(cause, socket.gaierror | ssl.SSLError)
+    if isinstance(cause, OSError) and cause.errno is not None and not has_own_numbers:
         return os.strerror(cause.errno)
     return str(getattr(cause, "strerror", None) or cause)
 

@@ -50,7 +50,7 @@ def answers_by_key(folder: Path, check: Check = never) -> Iterator[tuple[bytes, 
         CorruptArtefact: a file is damaged.
         Incomplete: the disk fails, a file disappears meanwhile, or there are too many to open.
     """
-    with _readable(folder):
+    with readable(folder):
         # Segments are opened before folded files are listed: what is folded in between is then found in both.
         streams = [_opened(_of_segment(path)) for path in segment_paths(folder / "segments")]
         streams += [_of_folded(path) for path in folded_files(folder)]
@@ -76,12 +76,23 @@ def read_folded(path: Path) -> Iterator[Stored]:
         CorruptArtefact: it is damaged: its sha256 is not its name, or it cannot be read.
         OSError: the disk fails, or the file is gone.
     """
+    with folded_errors(path), pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
+            yield from (Stored(**row) for row in batch.to_pylist())
+
+
+@contextmanager
+def folded_errors(path: Path) -> Iterator[None]:
+    """Check that a folded file is as it was written, and name what is wrong with it if the block cannot read it.
+
+    Raises:
+        CorruptArtefact: it is damaged: its sha256 is not its name, or it cannot be read.
+        OSError: the disk fails, or the file is gone.
+    """
     if file_sha256(path) != path.stem:
         raise _damaged(path, "its sha256 is not its name", REPLACE)
     try:
-        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
-                yield from (Stored(**row) for row in batch.to_pylist())
+        yield
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno in {*DISK_ERRORS, errno.ENOENT, errno.EMFILE}:
             raise  # not the file's fault
@@ -115,7 +126,12 @@ def _damaged(path: Path, why: str, todo: str) -> CorruptArtefact:
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def readable(folder: Path) -> Iterator[None]:
+    """Turn what the disk says while the store is read into an error for a person.
+
+    Raises:
+        Incomplete: the disk fails, a file disappears, or there are too many to open.
+    """
     todo = "see to the disk or give read access, then run the same command again"
     try:
         with disk_errors(str(folder), todo):

@@ -1,10 +1,11 @@
 """Which stored answers the requests of a config use: the very ones that the hit rule picks."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.core.config_logprobs import LogprobsAsked
 from pipeline.teacher.responses import Outcome, is_hit, outcome_of, rank
 from pipeline.teacher.segment import Stored
 from pipeline.teacher.walk import Check, answers_by_key, never
@@ -16,13 +17,32 @@ class Wanted:
 
     Attributes:
         rows: request key -> how many requests have it; prompts with equal messages share one.
-        cap: `max_tokens` asked.
-        room: as in `is_hit`.
+        caps: `max_tokens` asked: the first, and those of the rounds after it for answers that are cut.
+        rooms: request key -> `room` as in `is_hit`; without those for which it is None.
+        logprobs: the same for `logprobs`.
     """
 
     rows: Mapping[bytes, int]
-    cap: int
-    room: int | None
+    caps: tuple[int, ...]
+    rooms: Mapping[bytes, int]
+    logprobs: Mapping[bytes, LogprobsAsked] = field(default_factory=dict)
+
+    def picked(self, key: bytes, answers: Sequence[Stored]) -> list[tuple[Stored, Outcome]]:
+        """What stands for a request in each round, until one is not cut or has nothing; none twice."""
+        hits: list[tuple[Stored, Outcome]] = []
+        for cap in self.caps:
+            hit = pick(answers, cap, self.rooms.get(key), self.logprobs.get(key))
+            if hit is None:
+                break
+            if hit not in hits:
+                hits.append(hit)
+            if not hit[1].is_cut:
+                break
+        return hits
+
+    def is_done(self, hits: Sequence[tuple[Stored, Outcome]]) -> bool:
+        """Whether nothing is left to ask after these hits."""
+        return bool(hits) and (not hits[-1][1].is_cut or hits[-1][0].cap >= self.caps[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +64,29 @@ class Coverage:
     missing: int
 
 
-def pick(answers: Iterable[Stored], cap: int, room: int | None) -> tuple[Stored, Outcome] | None:
+def pick(
+    answers: Iterable[Stored], cap: int, room: int | None, logprobs: LogprobsAsked | None = None
+) -> tuple[Stored, Outcome] | None:
     """Of the answers to one key the one that `ResponseStore.get_many` gives for this cap and room, if any."""
-    read = [(stored, outcome_of(stored)) for stored in answers]
-    hits = [(stored, outcome) for stored, outcome in read if outcome is not None and is_hit(stored, outcome, cap, room)]
+    read = [(stored, outcome_of(stored, logprobs)) for stored in answers]
+    hits = [
+        (stored, replace(outcome, logprobs=None))
+        for stored, outcome in read
+        if outcome is not None and is_hit(stored, outcome, cap, room, logprobs=logprobs)
+    ]
     return min(hits, key=lambda hit: rank(hit[0], cap), default=None)
 
 
 def chosen(folder: Path, wanted: Wanted, check: Check = never) -> Iterator[Stored]:
-    """The stored answers that stand for the wanted requests, one a key, sorted by key.
+    """The stored answers that stand for the wanted requests, sorted by key: one a key, and where it is cut those of
+    the rounds after it. Not covered: continuations, which have keys of their own.
 
     Raises:
         CorruptArtefact, Incomplete: as `answers_by_key`.
     """
     for key, group in answers_by_key(folder, check):
         if key in wanted.rows:
-            hit = pick((found.stored for found in group), wanted.cap, wanted.room)
-            if hit is not None:
-                yield hit[0]
+            yield from (stored for stored, _ in wanted.picked(key, [found.stored for found in group]))
 
 
 def coverage(folder: Path, wanted: Wanted, check: Check = never) -> Coverage:
@@ -77,13 +102,14 @@ def coverage(folder: Path, wanted: Wanted, check: Check = never) -> Coverage:
         rows = wanted.rows.get(key, 0)
         if rows == 0:
             continue
-        hit = pick((found.stored for found in group), wanted.cap, wanted.room)
-        if hit is None:
-            cut += rows if any(_is_reply(found.stored) for found in group) else 0
-        elif hit[1].rejected is None:
+        stored = [found.stored for found in group]
+        hits = wanted.picked(key, stored)
+        if not wanted.is_done(hits):
+            cut += rows if hits or any(map(_is_reply, stored)) else 0
+        elif hits[-1][1].rejected is None:
             answered += rows
         else:
-            refused[hit[1].rejected] += rows
+            refused[hits[-1][1].rejected] += rows
     missing = requests - answered - cut - refused.total()
     return Coverage(requests, answered, dict(sorted(refused.items())), cut, missing)
 

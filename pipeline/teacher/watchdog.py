@@ -45,7 +45,7 @@ def main(record: Path, command: list[str]) -> int:
             os._exit(1)
 
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_us)
-    lock = _write_record(record, server.pid)
+    lock = _write_record(record, server.pid, command)
     try:
         code = _wait(server)
     finally:
@@ -113,12 +113,13 @@ def _group_lives(server: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def _write_record(record: Path, group: int) -> int:
+def _write_record(record: Path, group: int, command: list[str]) -> int:
     """Write who lives where, by rename; returns the handle that holds the lock."""
     temporary = record.with_suffix(f".{os.getpid()}")
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(handle, fcntl.LOCK_EX)
     known = {"group": group, "host": platform.node(), "boot": boot_id(), "started": started_at(group)}
+    known["names"] = names_of(command)
     os.write(handle, json.dumps(known).encode())
     temporary.replace(record)
     return handle
@@ -144,7 +145,8 @@ def clear_stale(folder: Path) -> list[int]:
                 known = json.loads(file.read())
             except ValueError:
                 known = {}
-            if known.get("boot") == boot_id() and _is_still_ours(known["group"], known["started"]):
+            names = known.get("names", ["vllm"])
+            if known.get("boot") == boot_id() and _is_still_ours(known["group"], known["started"], names):
                 _end_group(known["group"])
                 cleared.append(known["group"])
             elif known.get("boot") != boot_id() and known.get("host", platform.node()) != platform.node():
@@ -169,7 +171,14 @@ def _send(send: Callable[[int, int], None], target: int, number: int) -> None:
         pass
 
 
-def _is_still_ours(group: int, started: int) -> bool:
+def names_of(command: list[str]) -> list[str]:
+    """Word by which the processes of a server are known, in lower case: its program, or what Python runs, without
+    folders and without what follows the first dot ("vllm" of `python -m vllm.entrypoints.openai.api_server`)."""
+    words = [Path(arg).name.partition(".")[0].lower() for arg in command if not arg.startswith("-")]
+    return [word for word in words if word and not word.startswith("python")][:1]
+
+
+def _is_still_ours(group: int, started: int, known_as: list[str]) -> bool:
     """Whether the processes of a group are the recorded server's, and not of a program that got its number later.
 
     The number cannot be given out again while any process of the group lives; if its leader lives, its start time must
@@ -179,7 +188,7 @@ def _is_still_ours(group: int, started: int) -> bool:
     if leader != 0:
         return leader == started
     names = [_command_line(pid) for pid in _members(group) if started_at(pid) >= started]
-    return any("vllm" in name.lower() for name in names)
+    return any(word in name.lower() for name in names for word in known_as)
 
 
 def _processes() -> list[int]:

@@ -8,11 +8,16 @@ from typing import Any
 
 import orjson
 
+from pipeline.core.config_api import StructuredOutputs
+from pipeline.core.config_logprobs import LogprobsAsked
+from pipeline.core.config_response import ResponseForm
 from pipeline.core.config_teacher import Sampling
-from pipeline.core.record import Message
+from pipeline.core.record import Message, ToolCall
 
 SANITIZED = "sanitized"
 NUL = "nul"
+NAME_CHARS = 200
+"""Most characters that are kept of a name that a provider gives."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -28,6 +33,8 @@ class Reply:
         prompt_tokens, completion_tokens: None where the server does not count.
         flags: `sanitized`: a lone surrogate or invalid UTF-8 became U+FFFD; `nul`: the text holds NUL.
         apart_tokens: output that is billed beside `completion_tokens`: some servers count reasoning only in the total.
+        model, fingerprint: of what answered, in the provider's words; None where it does not say.
+        tool_calls: functions that the model calls; the text is empty then, or what it says beside.
     """
 
     text: str
@@ -37,6 +44,14 @@ class Reply:
     completion_tokens: int | None
     flags: tuple[str, ...]
     apart_tokens: int = 0
+    model: str | None = None
+    fingerprint: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def is_only_calls(self) -> bool:
+        """Whether the model calls functions and says nothing: no answer to a request that offered none."""
+        return bool(self.tool_calls) and not self.text
 
     @property
     def output_tokens(self) -> int | None:
@@ -86,6 +101,11 @@ class Ask:
         sampling: how tokens are drawn, and the cap on them.
         max_tokens_field: name under which an OpenAI-compatible server takes the cap.
         thinking: how much it is to think.
+        tools: JSON of the functions that it may call, in OpenAI's form; None: none.
+        form: what form the answer must have, its schema read into it; None: free text.
+        structured_outputs: how an OpenAI-compatible server is told of the form.
+        seed: of the draw; None: not told, or the API knows none.
+        logprobs: how many are asked for, and in which form; None: none.
     """
 
     model: str
@@ -93,12 +113,22 @@ class Ask:
     sampling: Sampling
     max_tokens_field: str = "max_tokens"
     thinking: Thinking = DEFAULT_THINKING
+    tools: str | None = None
+    form: ResponseForm | None = None
+    structured_outputs: StructuredOutputs = "openai"
+    seed: int | None = None
+    logprobs: LogprobsAsked | None = None
 
     @property
     def system(self) -> str | None:
         """The system messages in one, for APIs that take them apart from the conversation; None without any."""
         texts = [message.content for message in self.messages if message.role == "system"]
         return "\n\n".join(texts) if texts else None
+
+    @property
+    def functions(self) -> list[dict[str, Any]]:
+        """What the tools say of their functions: name, description, parameters."""
+        return [] if self.tools is None else [tool["function"] for tool in orjson.loads(self.tools)]
 
     @property
     def turns(self) -> list[Message]:
@@ -144,7 +174,7 @@ def load_json(body: bytes) -> tuple[Any, bool]:
         return None, repaired
 
 
-def dump_json(body: dict[str, Any]) -> bytes:
+def dump_json(body: Any) -> bytes:
     """A request's body. Lone surrogates travel as U+FFFD: JSON in UTF-8 has no form for them."""
     try:
         return orjson.dumps(body)
@@ -168,6 +198,9 @@ def make_reply(
     *,
     repaired: bool,
     total_tokens: int | None = None,
+    model: Any = None,
+    fingerprint: Any = None,
+    tool_calls: Sequence[ToolCall] = (),
 ) -> Reply:
     """A reply whose texts Arrow can hold, with the flags that say what was odd about them.
 
@@ -175,6 +208,8 @@ def make_reply(
         tokens: of the prompt and of the completion.
         repaired: invalid UTF-8 had to be replaced in the body.
         total_tokens: of prompt and completion, where the server counts it on its own.
+        model, fingerprint: as the body says; what is no text, or an empty one, counts as unsaid.
+        tool_calls: their texts must be clean.
     """
     flags = text_flags(text, reasoning)
     prompt, completion = tokens
@@ -189,7 +224,41 @@ def make_reply(
         completion_tokens=completion,
         flags=flags,
         apart_tokens=max(0, (total_tokens or 0) - (prompt or 0) - (completion or 0)) if known else 0,
+        model=name_or_none(model),
+        fingerprint=name_or_none(fingerprint),
+        tool_calls=tuple(tool_calls),
     )
+
+
+def tool_call(name: Any, arguments: Any, call_id: Any) -> ToolCall | None:
+    """A call as an answer gives it; None for what names no function.
+
+    Args:
+        arguments: JSON text, kept as it is, or what such a text would say.
+    """
+    if not isinstance(name, str) or not name:
+        return None
+    text = arguments if isinstance(arguments, str) else dump_json({} if arguments is None else arguments).decode()
+    return ToolCall(clean(name), clean(text), clean(call_id) if isinstance(call_id, str) and call_id else None)
+
+
+def read_calls(given: Any) -> list[ToolCall]:
+    """The calls in a message of OpenAI's form that name a function."""
+    calls = [call for call in given if isinstance(call, dict)] if isinstance(given, list) else []
+    named = [(call.get("id"), call["function"]) for call in calls if isinstance(call.get("function"), dict)]
+    read = (tool_call(function.get("name"), function.get("arguments"), call_id) for call_id, function in named)
+    return [call for call in read if call is not None]
+
+
+def arguments_of(call: ToolCall) -> dict[str, Any]:
+    """A call's arguments for APIs that take an object; what is none stands under one name, as it was written."""
+    parsed, _ = load_json(call.arguments.encode("utf-8", "surrogatepass"))
+    return parsed if isinstance(parsed, dict) else {"arguments": call.arguments}
+
+
+def name_or_none(value: Any) -> str | None:
+    """A provider's name for something, as Arrow can hold it; None for what is none."""
+    return clean(value)[:NAME_CHARS] if isinstance(value, str) and value else None
 
 
 def text_flags(text: str, reasoning: str | None = None) -> tuple[str, ...]:

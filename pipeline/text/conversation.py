@@ -21,6 +21,17 @@ def conversations(column: pa.ChunkedArray) -> list[list[Turn]]:
     return rows
 
 
+def calls_of(column: pa.ChunkedArray) -> list[list[str]]:
+    """Names and arguments of the functions that each conversation of a column calls, one after the other."""
+    calls = column.combine_chunks().flatten().field("tool_calls")
+    if calls.null_count == len(calls):
+        return [[] for _ in range(len(column))]
+    return [
+        [part for turn in turns for call in turn["tool_calls"] or () for part in call["function"].values()]
+        for turns in column.to_pylist()
+    ]
+
+
 def completion_texts(column: pa.ChunkedArray) -> list[str]:
     """What the assistant said in each conversation of a column, without its reasoning; turns apart by a newline."""
     return ["\n".join(content for role, content, _ in turns if role == "assistant") for turns in conversations(column)]

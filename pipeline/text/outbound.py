@@ -1,10 +1,13 @@
 """The outbound guard: decides which prompts may leave this machine, and with what replaced."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.core.config_outbound import OutboundConfig
+from pipeline.core.lineage import canonical_json
 from pipeline.core.record import Message
 from pipeline.core.stage import Json
 from pipeline.text.found import Detector, Found, merge, redact
@@ -26,11 +29,13 @@ class Checked:
             the report shows, do not hold them. Equal to what was given where nothing was found.
         kinds: kind of each match, in the order in which they were found.
         reason: `outbound:<kind>` of the first match that blocks it; None: it may leave.
+        tools: JSON of the functions that the prompt offers, likewise with all matches replaced.
     """
 
     messages: tuple[Message, ...]
     kinds: tuple[str, ...]
     reason: str | None
+    tools: str | None = None
 
     @property
     def redacted(self) -> bool:
@@ -53,21 +58,23 @@ class Guard:
         """Whether it looks for anything."""
         return self.policy is not None and not self.policy.secrets == self.policy.personal == "off"
 
-    def check(self, messages: Sequence[Message]) -> Checked:
-        """Scan the texts and the reasoning of all turns."""
+    def check(self, messages: Sequence[Message], tools: str | None = None) -> Checked:
+        """Scan the texts, the reasoning and the tool calls of all turns, and the functions that are offered."""
         detect = self._detector()
         passed: list[Message] = []
         kinds: list[str] = []
         for message in messages:
-            content, found = redact(message.content, detect)
-            reasoning = message.reasoning_content
-            if reasoning is not None:
-                reasoning, found_there = redact(reasoning, detect)
-                found += found_there
-            passed.append(replace(message, content=content, reasoning_content=reasoning) if found else message)
+            redacted, found = _redact_message(message, detect)
+            passed.append(redacted if found else message)
+            kinds += found
+        if tools is not None:
+            redacted_tools, found = redact_json(tools, detect)
+            tools = (
+                redacted_tools if redacted_tools.startswith("[{") else None
+            )  # of the whole nothing but a mark is left
             kinds += found
         blocking = next((kind for kind in kinds if self._blocks(kind)), None)
-        return Checked(tuple(passed), tuple(kinds), None if blocking is None else f"outbound:{blocking}")
+        return Checked(tuple(passed), tuple(kinds), None if blocking is None else f"outbound:{blocking}", tools)
 
     def _detector(self) -> Detector:
         secrets = self.policy is not None and self.policy.secrets != "off"
@@ -85,6 +92,58 @@ class Guard:
         return (self.policy.secrets if kind in SECRETS else self.policy.personal) == "block"
 
 
+def _redact_message(message: Message, detect: Detector) -> tuple[Message, list[str]]:
+    content, found = redact(message.content, detect)
+    others = {}
+    for name in ("reasoning_content", "name", "tool_call_id"):
+        text = getattr(message, name)
+        if text is not None:
+            others[name], found_there = redact(text, detect)
+            found += found_there
+    calls = []
+    for call in message.tool_calls:
+        arguments, found_there = redact_json(call.arguments, detect)
+        calls.append(replace(call, arguments=arguments))
+        found += found_there
+    if not found:  # nearly all: making a message anew costs more than the scan
+        return message, found
+    return replace(message, content=content, tool_calls=tuple(calls), **others), found
+
+
+def redact_json(text: str, detect: Detector) -> tuple[str, list[str]]:
+    """`found.redact` for JSON text: in its texts and names, where no escapes hide anything, then as a whole, where a
+    name says what the value beside it is. It stays JSON, unless it was none; without matches it is left as it was.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return redact(text, detect)
+    kinds: list[str] = []
+    cleaned = _redact_value(value, detect, kinds)
+    text = canonical_json(cleaned).decode("utf-8", "replace") if kinds else text
+    whole, more = redact(text, detect)
+    return (whole if _is_json(whole) else json.dumps(whole)), kinds + more
+
+
+def _redact_value(value: Any, detect: Detector, kinds: list[str]) -> Any:
+    if isinstance(value, str):
+        text, found = redact(value, detect)
+        kinds += found
+        return text
+    if isinstance(value, dict):
+        pairs = ((_redact_value(key, detect, kinds), _redact_value(each, detect, kinds)) for key, each in value.items())
+        return dict(pairs)
+    return [_redact_value(each, detect, kinds) for each in value] if isinstance(value, list) else value
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 class Tally:
     """Counts what the guard did, for the manifest. Each prompt counts once, however many samples are drawn."""
 
@@ -95,6 +154,8 @@ class Tally:
     def add(self, each: Iterable[Checked]) -> None:
         """Count prompts."""
         for checked in each:
+            if not checked.kinds:
+                continue  # nothing was found: there is nothing to count
             self._blocked += checked.reason is not None
             self._redacted += checked.redacted
             self._matches.update(checked.kinds)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -10,14 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many Requests", 500: "Internal Server Error"}
+NEVER_S = 3600.0
 
 
 @dataclass
 class Act:
     """What the server does with one request.
 
-    `cut` sends only so many bytes of the body and closes; `reset` sends nothing but a TCP reset; `drip_s` sends the
-    body one byte per so many seconds.
+    `cut` sends only so many bytes of the body and closes, or with `stall` falls silent; `reset` sends nothing but a TCP
+    reset; `drip_s` sends the body one byte per so many seconds.
     """
 
     status: int = 200
@@ -27,6 +29,7 @@ class Act:
     cut: int | None = None
     reset: bool = False
     drip_s: float | None = None
+    stall: bool = False
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     json: dict[str, Any]
+    method: str = "POST"
 
     @property
     def prompt(self) -> str:
@@ -65,11 +69,24 @@ def echo(seen: Seen, _: int) -> Act:
     return completion(seen.prompt.upper())
 
 
-class ScriptedServer:
-    """Runs in a thread; a context manager. `script(request, n)` decides, n counting all requests from 0."""
+def no_route(_: Seen) -> Act:
+    """What a server without a list of models or a health route says."""
+    return failure(404, "Not Found")
 
-    def __init__(self, script: Script) -> None:
-        self._script = script
+
+class ScriptedServer:
+    """Runs in a thread; a context manager. `script(request, n)` decides, n counting all POST requests from 0.
+
+    Args:
+        tls: serve with this certificate; None: without encryption.
+        on_get: what it does with a GET; by default it has no such route.
+    """
+
+    def __init__(
+        self, script: Script, tls: ssl.SSLContext | None = None, on_get: Callable[[Seen], Act] = no_route
+    ) -> None:
+        self._script, self._tls, self.on_get = script, tls, on_get
+        self.probes: list[Seen] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._ready = threading.Event()
@@ -81,12 +98,17 @@ class ScriptedServer:
     @property
     def url(self) -> str:
         """Base URL up to and including /v1."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}/v1"
 
     @property
     def prompts(self) -> list[str]:
         """The prompts asked for, in order of arrival."""
         return [seen.prompt for seen in self.seen]
+
+    def at(self, port: int) -> "ScriptedServer":
+        """The same, to listen at a certain port."""
+        self.port = port
+        return self
 
     def __enter__(self) -> "ScriptedServer":
         self._thread.start()
@@ -99,7 +121,7 @@ class ScriptedServer:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls))
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
@@ -113,6 +135,10 @@ class ScriptedServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while (seen := await _read(reader)) is not None:
+                if seen.method == "GET":
+                    self.probes.append(seen)
+                    await _perform(self.on_get(seen), writer)
+                    continue
                 number = len(self.seen)
                 self.seen.append(seen)
                 self.in_flight += 1
@@ -137,7 +163,8 @@ async def _read(reader: asyncio.StreamReader) -> Seen | None:
         name, _, value = line.decode("latin-1").partition(":")
         headers[name.lower()] = value.strip()
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Seen(start.split()[1].decode(), headers, json.loads(body) if body else {})
+    method, path, _ = start.decode().split()
+    return Seen(path, headers, json.loads(body) if body else {}, method)
 
 
 async def _perform(act: Act, writer: asyncio.StreamWriter) -> bool:
@@ -159,4 +186,6 @@ async def _perform(act: Act, writer: asyncio.StreamWriter) -> bool:
     if act.drip_s is None:
         writer.write(act.body if act.cut is None else act.body[: act.cut])
     await writer.drain()
+    if act.stall:
+        await asyncio.sleep(NEVER_S)
     return act.cut is None

@@ -22,11 +22,11 @@ from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
 from pipeline.teacher import transport
 from pipeline.teacher.ask import Answer, ask
-from pipeline.teacher.fetch import Counts, Fetch, Looked
-from pipeline.teacher.recorder import Recorder
+from pipeline.teacher.fetch import Counts, Work
+from pipeline.teacher.fetcher import Fetcher
+from pipeline.teacher.lookup import Looked
 from pipeline.teacher.request import Asked, Request
 from pipeline.teacher.responses import ResponseStore
-from pipeline.teacher.spending import Purse
 from tests.faults.scripted_server import Act, ScriptedServer, completion, echo, failure
 from tests.support import make_context
 
@@ -107,9 +107,9 @@ def test_a_look_up_that_began_before_the_answer_was_stored_does_not_ask_again(tm
             time.sleep(0.1)
             yield Looked([request], 0, 0)  # what it saw before the answer came
 
-        purse = (Recorder(store), Purse(Spending(), None, {}, ""))
-        fetch = Fetch(store, asking.teacher, asking.asked(), QUICK, asking.ctx, Counts(), outdated_look_up(), *purse)
-        asyncio.run(fetch.run(Looked([request], 0, 0)))
+        with Fetcher(store, asking.teacher, QUICK, asking.ctx, Spending()) as fetcher:
+            work = Work(Looked([request], 0, 0), outdated_look_up(), Counts(), asking.ctx.progress.advance)
+            fetcher.ask_for(asking.asked(), work)
     assert server.prompts == ["a"]
     assert asking.ctx.progress.done == 2, "both rows count"
 

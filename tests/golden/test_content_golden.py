@@ -33,7 +33,7 @@ def test_records() -> None:
         ),
     ]
     digest = table_digest(RECORD_SCHEMA, [to_table(RECORD_SCHEMA, rows)])
-    assert digest == "30e0222e4e8a61031b9b9386810d473822ef5c90d542468d9500759fabff4539"
+    assert digest == "2635fa143c9be0bc758a6cfb14ef43d0998a9efb3529f4f4225d9680996394d8"
 
 
 def test_prompts() -> None:
@@ -43,7 +43,7 @@ def test_prompts() -> None:
     ]
     assert (
         table_digest(PROMPT_SCHEMA, [to_table(PROMPT_SCHEMA, rows)])
-        == "3d612a8d3527dd6c29ec41e0cede2532401fa9d54cd3a7c20d4f561262b29905"
+        == "3ee04ebda93d9f2a71b5bc8c4b7f9cfd086441d359d1e314d4f7ae9a537b4860"
     )
 
 
@@ -51,7 +51,7 @@ def test_rejects() -> None:
     schema = rejects_schema(RECORD_SCHEMA)
     assert (
         table_digest(schema, [to_table(schema, [a_record()], ["too_short"])])
-        == "409dcb586b4f5985799db1a0e026c5833264ca2378f1e98e148ca729f2916999"
+        == "99079d1de9372a44197099df6b473bf2be843bfc0a66ab47ac1dc8a2cb754d7c"
     )
 
 

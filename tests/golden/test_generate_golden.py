@@ -13,7 +13,7 @@ from pipeline.stages import generate
 from tests.faults.scripted_server import Act, ScriptedServer, Seen, completion, failure
 from tests.support import a_prompt, make_context
 
-CONTENT = "8f63df3868eb5cc67555c4d68d124b393a803a89d72d91fdd88700d3f8c54def"
+CONTENT = "97f29690a2b95eeee18054b35d0582de0fec2b2fd128fc4bda8df2c1486fd737"
 ROWS = [
     a_prompt(prompt_set="arithmetic", prompt_id="a", prompt=(Message("user", "1+1?"),), answer="2", task="sum"),
     a_prompt(prompt_set="arithmetic", prompt_id="b", split="test", prompt=(Message("user", "secret"),)),
@@ -33,7 +33,11 @@ def script(seen: Seen, _: int) -> Act:
 
 def config(server: ScriptedServer, **generate: object) -> GenerateStep:
     teacher = {"kind": "openai", "base_url": server.url, "provider": "p", "model": "m", "license": "Apache-2.0"}
-    return GenerateStep.model_validate({"teacher": teacher, "generate": {"teacher": "tiny", "samples": 2, **generate}})
+    return GenerateStep.model_validate({"teachers": {"tiny": teacher}, "generate": {"teacher": "tiny", "samples": 2, **generate}})
+
+
+def with_license(cfg: GenerateStep, name: str) -> GenerateStep:
+    return cfg.model_copy(update={"teachers": {"tiny": cfg.teachers["tiny"].model_copy(update={"license": name})}})
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def run(folder: Path, prompts: Path, cfg: GenerateStep, out: str = "out") -> Res
 def test_output_unchanged_or_bump_version(tmp_path, prompts):
     with ScriptedServer(script) as server:
         result = run(tmp_path, prompts, config(server))
-    assert (result.content, generate.VERSION) == (CONTENT, 1), "output changed: bump VERSION"
+    assert (result.content, generate.VERSION) == (CONTENT, 2), "output changed: bump VERSION"
 
 
 def test_test_prompts_never_reach_the_teacher_and_are_not_counted(tmp_path, prompts):
@@ -97,7 +101,7 @@ def test_the_row_id_comes_from_prompt_and_request_key(tmp_path, prompts):
     with ScriptedServer(script) as server:
         cfg = config(server)
         run(tmp_path, prompts, cfg)
-    asked = Asked.of(cfg.teacher, cfg.generate.sampling, 0, DigestCache(tmp_path / "digests.json"))
+    asked = Asked.of(cfg.teachers["tiny"], cfg.generate.sampling, 0, DigestCache(tmp_path / "digests.json"))
     request = asked.request("arithmetic", "a", 1, ROWS[0].prompt)
     records = list(iter_records(tmp_path / "out" / "rows"))
     assert records[1].row_id == row_id("arithmetic", "a", request.key)
@@ -127,12 +131,10 @@ def test_the_manifest_knows_the_teacher_but_no_path_and_no_key(tmp_path, prompts
         metrics = run(tmp_path, prompts, config(server)).metrics
     assert metrics["tokens_in"] == 42 and metrics["tokens_out"] == 18
     assert metrics["finish_reasons"] == {"length": 2, "stop": 4}
-    teacher = metrics["teacher"]
-    assert isinstance(teacher, dict)
+    teacher = metrics["teachers"]["tiny"]
     identity = teacher.pop("identity")
     assert len(identity) == 64
     assert teacher == {
-        "name": "tiny",
         "kind": "openai",
         "model": "m",
         "license": "Apache-2.0",
@@ -144,7 +146,7 @@ def test_replayed_completions_need_no_server(tmp_path, prompts):
     path = tmp_path / "completions.jsonl"
     path.write_text('{"q": "1+1?", "a": "two"}\n')
     teacher = {"kind": "replay", "path": path, "origin": "people", "prompt": "q", "completion": "a", "license": "MIT"}
-    cfg = GenerateStep.model_validate({"teacher": teacher, "generate": {"teacher": "people"}})
+    cfg = GenerateStep.model_validate({"teachers": {"people": teacher}, "generate": {"teacher": "people"}})
     result = run(tmp_path, prompts, cfg)
     assert (result.rows_out, result.rejected) == (2, {"no_completion": 2})
     assert generate.input_files(cfg) == {"teachers.people.path": path}
@@ -162,17 +164,17 @@ def test_a_prompt_of_several_sets_carries_the_terms_of_all(tmp_path):
     (record,) = iter_records(tmp_path / "out" / "rows")
     assert record.also_in == ("two", "zero")
     assert record.license_set == ("Apache-2.0", "CC-BY-NC-4.0", "MIT"), "one licence, one name"
-    assert isinstance(result.metrics["teacher"], dict) and result.metrics["teacher"]["license"] == "MIT"
+    assert result.metrics["teachers"]["people"]["license"] == "MIT"
 
 
 def test_an_unstated_licence_stays_unknown_and_a_blank_one_is_refused(tmp_path, prompts):
     with ScriptedServer(script) as server:
         cfg = config(server)
-        blank = cfg.model_copy(update={"teacher": cfg.teacher.model_copy(update={"license": " "})})
+        blank = with_license(cfg, " ")
         with pytest.raises(UsageError, match="SPDX") as caught:
             run(tmp_path, prompts, blank, "blank")
         assert server.seen == [] and "teachers.tiny.license" in str(caught.value)
-        unsaid = cfg.model_copy(update={"teacher": cfg.teacher.model_copy(update={"license": "unknown"})})
+        unsaid = with_license(cfg, "unknown")
         run(tmp_path, prompts, unsaid)
     assert next(iter_records(tmp_path / "out" / "rows")).license_set == ("MIT", "unknown")
 
@@ -182,7 +184,7 @@ def test_completions_that_join_no_prompt_are_refused(tmp_path, prompts, line):
     path = tmp_path / "completions.jsonl"
     path.write_text(line)
     teacher = {"kind": "replay", "path": path, "origin": "people", "prompt": "q", "completion": "a"}
-    cfg = GenerateStep.model_validate({"teacher": teacher, "generate": {"teacher": "people"}})
+    cfg = GenerateStep.model_validate({"teachers": {"people": teacher}, "generate": {"teacher": "people"}})
     with pytest.raises(UsageError, match="of 4 rows 4 were rejected as no_completion") as caught:
         run(tmp_path, prompts, cfg)
     assert "(prompt_id or prompt, completion) of teachers.people" in str(caught.value)
@@ -198,7 +200,8 @@ def test_a_teacher_that_declines_everything_is_refused(tmp_path, prompts):
 
 
 def test_weights_count_as_input_files_and_apis_have_none(tmp_path):
-    local = {"teacher": {"kind": "vllm", "model": str(tmp_path)}, "generate": {"teacher": "tiny"}}
+    local = {"teachers": {"tiny": {"kind": "vllm", "model": str(tmp_path)}}, "generate": {"teacher": "tiny"}}
     assert generate.input_files(GenerateStep.model_validate(local)) == {"teachers.tiny.model": tmp_path}
-    hub = {"teacher": {"kind": "vllm", "model": "org/name", "revision": "abc"}, "generate": {"teacher": "tiny"}}
+    weights = {"kind": "vllm", "model": "org/name", "revision": "abc"}
+    hub = {"teachers": {"tiny": weights}, "generate": {"teacher": "tiny"}}
     assert generate.input_files(GenerateStep.model_validate(hub)) == {}

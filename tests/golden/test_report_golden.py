@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.stages import report
 from tests.report_artefacts import ordinary_run, write_report
 
-CONTENT = "17bfebd8ed5be4b6a585073fe36cf1aa920407ef5db7ada2ae4318082ffaa84b"
+CONTENT = "b7cbbcb86b40db30c8be7f5e07ba2854fde4740bdb3ecee9217c69b7bb4580d3"
 
 
 def test_the_report_of_a_fixed_run_is_unchanged(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from tests.support import a_record, make_context
 
 # stage -> (VERSION, content digest of the fixture below)
 PINNED = {
-    "prompts": (1, "1d63132a8797c5cb11cd5cfe735f9ef3a1f2dcc8e8b6ac4f7cb2c8dc141a4591"),
-    "filter": (1, "399d473be0aa5d10031e575771e150ca08ac2636c45a19d04b6749fbce59e84a"),
-    "dedup": (1, "5d043140714ec5b204ddc41284f335995663306df5c6e55b384520cd46827334"),
+    "prompts": (2, "eb3d5ac1fdab0e3bbe04e079ae3b70a9d8a890d5b5ad77bb579516d019b4af77"),
+    "filter": (2, "47cc1948854b480ab0854a0257da3388470b2e333b97c9d4e05dc73e2b3fa0f8"),
+    "dedup": (2, "dccf2389ee99535291be5cde396b9a11ab1d0560c8517f873755958f625c86f5"),
     "dataset": (1, "f7bcdcc91a2aa47e1441a9e38f69e5706a3dcd63c9aafdb14755e387bc51e8b6"),
 }
 TEXTS = [

@@ -35,7 +35,7 @@ GENERATE = st.fixed_dictionaries(
             {"teacher": st.just("t")},
             optional={"sampling": SAMPLING, "samples": positive, "draw": st.integers()},
         ),
-        "teacher": TEACHER,
+        "teachers": st.fixed_dictionaries({"t": TEACHER}),
     }
 )
 TRAIN = st.fixed_dictionaries(
@@ -96,11 +96,13 @@ def test_keys_are_equal_exactly_when_what_counts_is_equal(
 def test_operational_fields_never_move_a_key(data: dict[str, Any], number: int, wait: float, host: str) -> None:
     moved = {
         "generate": {**data["generate"], "retry": {"budget_s": wait, "timeout_s": wait}},
-        "teacher": {
-            **data["teacher"],
-            "base_url": f"https://{host}.example/v2",
-            "concurrency": number,
-            "api_key": "${env:SOME_KEY}",
+        "teachers": {
+            "t": {
+                **data["teachers"]["t"],
+                "base_url": f"https://{host}.example/v2",
+                "concurrency": number,
+                "api_key": "${env:SOME_KEY}",
+            }
         },
     }
     assert key(GenerateStep.model_validate(moved)) == key(GenerateStep.model_validate(data))

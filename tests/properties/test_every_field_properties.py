@@ -48,9 +48,18 @@ RUNS: dict[str, dict[str, Any]] = {
         **COMMON,
         "student": {"model": "./student"},
         "teachers": {"t": {"kind": "vllm", "model": "./teacher"}},
+        "generate": {**COMMON["generate"], "response": {"kind": "regex", "pattern": "a"}},  # type: ignore[dict-item]
         "prompts": {"sets": {"s": FILE_SET}},
         "train": {**COMMON["train"], "tuning": {"kind": "lora"}},  # type: ignore[dict-item]
         "fanout": {"kind": "processes"},
+    },
+    "server": {
+        **COMMON,
+        "teachers": {
+            "t": {"kind": "server", "model": "org/teacher", "revision": "r", "command": ["serve", "{port}"]},
+        },
+        "generate": {**COMMON["generate"], "canaries": {}},  # type: ignore[dict-item]
+        "prompts": {"sets": {"s": FILE_SET}},
     },
     "hub": {
         **COMMON,
@@ -62,6 +71,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "teachers": {
             "t": {"kind": "openai", "base_url": "https://a.example/v1", "provider": "p", "model": "m", "price": PRICE}
         },
+        "generate": {**COMMON["generate"], "response": {"kind": "json_schema", "json_schema": {}}},  # type: ignore[dict-item]
         "prompts": {"sets": {"s": FILE_SET}},
     },
     "anthropic": {
@@ -74,6 +84,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "gemini": {
         **COMMON,
         "teachers": {"t": {"kind": "gemini", "model": "m"}},
+        "generate": {**COMMON["generate"], "response": {"kind": "choice", "choices": ["a"]}},  # type: ignore[dict-item]
         "budget": {"teachers": {"t": {}}},
         "prompts": {"sets": {"s": FILE_SET}},
     },
@@ -138,7 +149,11 @@ TAGS = {name for name in LEAVES if get_origin(ANNOTATIONS[name]) is Literal and 
 """Fields of one value, which say what kind of model theirs is."""
 TOGETHER = {"GenerateConfig.teacher"}
 """Fields that cannot change alone: it names an entry of `teachers`."""
-OTHER_PARTS_COUNT = {"VllmTeacher.args", "VllmTeacher.env", "StudentModel.model", "VllmTeacher.model"}
+OTHER_PARTS_COUNT = {
+    *("VllmTeacher.args", "VllmTeacher.env", "StudentModel.model", "VllmTeacher.model"),
+    *("ServerTeacher.command", "ServerTeacher.env", "ServerTeacher.model"),
+    *("JsonSchemaResponse.json_schema", "JsonSchemaResponse.path"),
+}
 """Fields of which a part counts: below, they have tests of their own."""
 
 
@@ -329,7 +344,15 @@ class TestLocalModels:
         assert moved(project, config, changed(config, self.path(name), "org/other")) == steps
 
 
-@pytest.mark.parametrize("name", ["VllmTeacher.args", "VllmTeacher.env"])
+COMMANDS = [
+    ["serve", "--port", "{port}"],
+    ["/opt/bin/serve", "--host", "{host}", "--listen={port}"],
+    ["serve", "--ctx", "8", "--port", "{port}"],
+    ["other", "{port}"],
+]
+
+
+@pytest.mark.parametrize("name", ["VllmTeacher.args", "VllmTeacher.env", "ServerTeacher.command", "ServerTeacher.env"])
 @settings(parent=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_of_a_servers_flags_and_variables_what_may_change_answers_counts(
@@ -339,11 +362,21 @@ def test_of_a_servers_flags_and_variables_what_may_change_answers_counts(
     mark = next(mark for mark in place.marks if isinstance(mark, CountedBy))
     flags = st.lists(st.sampled_from(["--seed=1", "--seed=2", "--enforce-eager", "--block-size=16"]), max_size=3)
     names = st.sampled_from(["VLLM_USE_V1", "OMP_NUM_THREADS", "NCCL_DEBUG"])
-    drawn = flags if name == "VllmTeacher.args" else st.dictionaries(names, st.sampled_from("01"))
+    drawn = {"VllmTeacher.args": flags, "ServerTeacher.command": st.sampled_from(COMMANDS)}.get(
+        name, st.dictionaries(names, st.sampled_from("01"))
+    )
     config = RunConfig.model_validate(RUNS[place.run])
     one, other = (changed(config, place.path, data.draw(drawn)) for _ in range(2))
     parts = [mark.part(value_at(each, place.path)) for each in (one, other)]
     assert moved(project, one, other) == (set() if parts[0] == parts[1] else {"generate", "evaluate"})
+
+
+def test_a_schema_counts_with_the_order_of_its_properties(project: Path) -> None:
+    path = ("generate", "response", "json_schema")
+    schemas = ({}, {"type": "object"}, {"properties": {"a": {}, "b": {}}}, {"properties": {"b": {}, "a": {}}})
+    runs = [changed(RunConfig.model_validate(RUNS["api"]), path, schema) for schema in schemas]
+    assert len({keys(project, run)["generate"] for run in runs}) == len(runs)
+    assert moved(project, runs[2], runs[3]) == {"generate"}
 
 
 def test_the_name_of_a_teacher_counts_where_rows_carry_it(project: Path) -> None:

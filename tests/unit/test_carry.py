@@ -258,7 +258,7 @@ class TestDamagedRows:
         assert "not those that its footer counts" in refused(write(tmp_path / "x.parquet", ANSWERS[:2]), data)
 
     def test_a_row_larger_than_any_answer(self, tmp_path: Path, data: Path) -> None:
-        answers = [answer("a", body=body("x" * carried.MAX_BODY_BYTES))]
+        answers = [answer("a", body=body("x" * carried.LARGEST_BODY_BYTES))]
         assert "larger than any answer" in refused(write(tmp_path / "x.parquet", answers), data)
 
 

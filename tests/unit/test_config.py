@@ -80,6 +80,8 @@ class TestMarks:
             "GeminiTeacher.limits",
             "AnthropicTeacher.limits",
             "AnthropicTeacher.base_url",
+            "AnthropicTeacher.on_fingerprint_change",
+            "AnthropicTeacher.on_model_change",
             "AnthropicTeacher.concurrency",
             "AnthropicTeacher.price",
             "DatasetConfig.shard_rows",
@@ -90,10 +92,20 @@ class TestMarks:
             "FileSource.path",
             "GeminiTeacher.api_key",
             "GeminiTeacher.base_url",
+            "GeminiTeacher.on_fingerprint_change",
+            "GeminiTeacher.on_model_change",
+            "GenerateConfig.canaries",
+            "GenerateConfig.seeds",
+            "JsonSchemaResponse.path",
+            "OpenAITeacher.structured_outputs",
+            "ServerTeacher.structured_outputs",
             "GeminiTeacher.concurrency",
             "GeminiTeacher.price",
             "OpenAITeacher.api_key",
             "OpenAITeacher.base_url",
+            "OpenAITeacher.on_fingerprint_change",
+            "OpenAITeacher.on_model_change",
+            "OpenAITeacher.replicas",
             "OpenAITeacher.concurrency",
             "OpenAITeacher.max_tokens_field",
             "OpenAITeacher.price",
@@ -106,6 +118,17 @@ class TestMarks:
             "Retry.timeout_s",
             "RunConfig.budget",
             "RunConfig.fanout",
+            "ServerTeacher.base_path",
+            "ServerTeacher.concurrency",
+            "ServerTeacher.gpus_per_server",
+            "ServerTeacher.health",
+            "ServerTeacher.operational_args",
+            "ServerTeacher.price",
+            "ServerTeacher.restarts",
+            "ServerTeacher.served_name",
+            "ServerTeacher.servers",
+            "ServerTeacher.start_timeout_s",
+            "ServerTeacher.version_path",
             "StudentModel.license",
             "TrainConfig.accelerate",
             "TrainConfig.checkpoint",
@@ -117,6 +140,7 @@ class TestMarks:
             "TrainConfig.threads",
             "VllmTeacher.concurrency",
             "VllmTeacher.price",
+            "VllmTeacher.restarts",
             "VllmTeacher.servers",
             "VllmTeacher.start_timeout_s",
             "VllmTeacher.tensor_parallel_size",
@@ -205,7 +229,7 @@ class TestWhatEachStageIsGiven:
         run = RunConfig.model_validate(minimal_config(teachers=teachers, generate={"teacher": "two"}))
         for kind in ("generate", "evaluate"):
             step = next(spec for spec in STAGES if spec.kind == kind).config(run)
-            teacher = step.teacher  # type: ignore[attr-defined]
+            teacher = step.teachers["two"] if kind == "generate" else step.teacher  # type: ignore[attr-defined]
             assert isinstance(teacher, VllmTeacher)
             assert teacher.model == "./two"
 

@@ -146,7 +146,7 @@ class TestWanted:
         picked = pick(stored(folder), cap, room)
         assert (None if picked is None else picked[1]) == given
         expected = [] if picked is None else [picked[0]]
-        assert list(chosen(folder, Wanted({key("a"): 1}, cap, room))) == expected
+        assert list(chosen(folder, Wanted({key("a"): 1}, (cap,), {} if room is None else {key("a"): room}))) == expected
 
     def test_requests_are_answered_refused_cut_and_missing(self, folder: Path) -> None:
         store(
@@ -158,6 +158,6 @@ class TestWanted:
             answer("other"),
         )
         rows = {key("a"): 2, key("b"): 3, key("c"): 4, key("d"): 5, key("e"): 6}
-        found = coverage(folder, Wanted(rows, 65, None))
+        found = coverage(folder, Wanted(rows, (65,), {}))
         assert (found.requests, found.answered, found.refused) == (20, 2, {"content_filter": 4})
         assert (found.cut, found.missing) == (3, 5 + 6)

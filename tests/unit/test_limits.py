@@ -10,8 +10,8 @@ from pipeline.core.config_teacher import VllmTeacher
 from pipeline.core.errors import UsageError
 from pipeline.teacher.endpoint import open_gate
 from pipeline.teacher.gate import Entrance, Outcome, Ticket
+from pipeline.teacher.gpus import server_environments
 from pipeline.teacher.limits import FIRST_LIMIT, AdaptiveLimit
-from pipeline.teacher.server import server_environments
 
 
 def run(coroutine):

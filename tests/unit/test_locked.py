@@ -117,7 +117,7 @@ class TestAnotherRecipe:
     def test_so_is_another_version_of_a_stage(self, capsys: pytest.CaptureFixture[str]) -> None:
         edit_lock("dedup", version=0)
         assert run() == 5
-        assert "dedup: version: 0 -> 1" in capsys.readouterr().err
+        assert "dedup: version: 0 -> 2" in capsys.readouterr().err
 
     def test_a_step_after_the_last_one_does_not_count(self) -> None:
         edit_config("filter: {min_chars: 5}\n")

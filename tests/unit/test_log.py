@@ -50,7 +50,11 @@ class TestScrubbing:
         assert scrub(f"Bearer {SECRET}, again {SECRET}", (SECRET,)) == "Bearer ***, again ***"
 
     def test_a_secret_that_holds_another_goes_whole(self) -> None:
-        assert scrub("abcdef", ("abc", "abcdef")) == "***"
+        assert scrub("abcdefgh-ijkl", ("abcdefgh", "abcdefgh-ijkl")) == "***"
+
+    @pytest.mark.parametrize("secret", ["x", "EMPTY", "no-key"])
+    def test_a_placeholder_for_a_server_that_wants_no_key_is_no_secret(self, secret: str) -> None:
+        assert scrub(f'{{"event": "x EMPTY no-key {secret}"}}', (secret,)) == f'{{"event": "x EMPTY no-key {secret}"}}'
 
     @pytest.mark.parametrize("secret", ["", "  ", "\n"])
     def test_an_empty_secret_hides_nothing(self, secret: str) -> None:

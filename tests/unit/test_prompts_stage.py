@@ -209,7 +209,7 @@ def test_more_rows_than_one_run_holds_are_sorted(tmp_path: Path) -> None:
         ('{"id": "a", "prompt": [{"role": "user"}]}\n', ("p.jsonl:1", "has 'role'")),
         ('{"id": "a", "prompt": [{"role": "wizard", "content": "x"}]}\n', ("p.jsonl:1", "'wizard'")),
         ('{"id": "a", "prompt": [{"role": "assistant", "content": "x"}]}\n', ("p.jsonl:1", "last message")),
-        ('{"id": "a", "prompt": [{"role": "user", "content": "x", "name": "y"}]}\n', ("p.jsonl:1", "'name'")),
+        ('{"id": "a", "prompt": [{"role": "user", "content": "x", "nick": "y"}]}\n', ("p.jsonl:1", "'nick'")),
     ],
 )
 def test_unreadable_rows_name_their_place(tmp_path: Path, text: str, said: tuple[str, ...]) -> None:

@@ -114,7 +114,7 @@ def attacked_run() -> Run:
     run.sources = {
         attack: dict.fromkeys(("source", "revision", "license", "description"), attack) for attack in ATTACKS
     }
-    run.metrics = {"generate": {"teacher": dict.fromkeys(TEACHER, ATTACKS[1])}}
+    run.metrics = {"generate": {"teachers": {"tiny": dict.fromkeys(TEACHER, ATTACKS[1])}}}
     return run
 
 

@@ -14,10 +14,10 @@ import pytest
 from pipeline.core.config_teacher import Sampling
 from pipeline.core.errors import CorruptArtefact
 from pipeline.core.record import Message
-from pipeline.teacher import ask as ask_module
-from pipeline.teacher import fetch as fetch_module
+from pipeline.teacher.lookup import look_up_all
 from pipeline.teacher.request import Asked
 from pipeline.teacher.responses import Outcome, ResponseStore
+from pipeline.teacher.rounds import resolve
 from pipeline.teacher.segment import Attempt, Ended, Segment, Stored
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
@@ -124,9 +124,9 @@ def test_a_look_up_of_many_keys_reads_each_file_once(store, tmp_path, monkeypatc
     looked = []
     find = store.get_many
     monkeypatch.setattr(store, "get_many", lambda *arguments: looked.append(1) or find(*arguments))
-    answers = list(ask_module._read(store, asked, requests, None))
-    assert [answer.text for answer in answers] == ["fine"] * 5000
-    assert sum(chunk.answered for chunk in fetch_module._look_up(store, asked, requests)) == 5000
+    answers = list(resolve(store, asked, (), requests))
+    assert [outcome.reply.text for outcome in answers] == ["fine"] * 5000
+    assert sum(chunk.answered for chunk in look_up_all(store, asked, requests)) == 5000
     assert len(looked) == 2
 
 

@@ -147,11 +147,7 @@ class TestKept:
         assert found["prompt"]["prompt"]["split"] == "train"
         source = [found["prompt"][name] for name in ("source", "revision", "license", "description")]
         assert source == ["made for this test", "7", "CC0-1.0", "Questions."]
-        assert (found["teacher"]["name"], found["teacher"]["origin"], found["teacher"]["license"]) == (
-            "humans",
-            "people",
-            "MIT",
-        )
+        assert (found["teachers"]["humans"]["origin"], found["teachers"]["humans"]["license"]) == ("people", "MIT")
         row = found["rows"][0]["row"]
         assert row["completion"][0]["content"] == "It is one."
         assert (row["finish_reason"], row["license_set"]) == ("stop", ["CC0-1.0", "MIT"])

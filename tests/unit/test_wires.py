@@ -12,7 +12,7 @@ from pipeline.core.config_refusals import sampling_refusals, takes_temperature, 
 from pipeline.core.config_teacher import Sampling, Teacher, VllmTeacher
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
-from pipeline.teacher.endpoint import WIRE_OF_KIND, api_endpoint
+from pipeline.teacher.endpoint import WIRE_OF_KIND, api_endpoints
 from pipeline.teacher.reasoning import split_reasoning, tags_of
 from pipeline.teacher.request import Asked, request_key
 from pipeline.teacher.wire import Ask, Reply, Thinking, Unusable
@@ -98,7 +98,7 @@ class TestAnthropicAnswer:
         thought = {"type": "thinking", "thinking": "1 and 1", "signature": "EqQB"}
         hidden = {"type": "redacted_thinking", "data": "EmwK"}
         found = read(ANTHROPIC, message(thought, hidden, {**thought, "thinking": "is 2"}, text("It is"), text(" 2.")))
-        assert found == Reply("It is 2.", "1 and 1\n\nis 2", "stop", 132, 7, ())
+        assert found == Reply("It is 2.", "1 and 1\n\nis 2", "stop", 132, 7, (), model="m")
 
     @pytest.mark.parametrize(
         ("stop_reason", "ours"),
@@ -118,7 +118,7 @@ class TestAnthropicAnswer:
     def test_one_that_was_cut_while_thinking_is_an_answer_without_text(self) -> None:
         thought = {"type": "thinking", "thinking": "hm", "signature": ""}
         found = read(ANTHROPIC, message(thought, stop_reason="max_tokens"))
-        assert found == Reply("", "hm", "length", 132, 7, ())
+        assert found == Reply("", "hm", "length", 132, 7, (), model="m")
 
     def test_thinking_whose_text_is_left_out_is_none(self) -> None:
         found = read(ANTHROPIC, message({"type": "thinking", "thinking": "", "signature": "E"}, text("2")))
@@ -130,7 +130,7 @@ class TestAnthropicAnswer:
             (message(stop_reason="refusal"), "refusal"),
             (message(text("I"), stop_reason="refusal"), "refusal"),
             (message(), "empty"),
-            (message({"type": "tool_use", "id": "t", "name": "f", "input": {}}, stop_reason="tool_use"), "empty"),
+            (message({"type": "tool_use", "id": "t", "input": {}}, stop_reason="tool_use"), "empty"),
             (message(text("x"), stop_reason=None), "bad_payload"),
             (message("x"), "bad_payload"),
             (message(text("x"), content="x"), "unknown"),
@@ -202,7 +202,7 @@ def candidate(*parts: Any, finish: Any = "STOP", **more: Any) -> dict[str, Any]:
 class TestGeminiAnswer:
     def test_text_parts_are_joined_thoughts_kept_apart_and_both_counted_as_output(self) -> None:
         found = read(GEMINI, candidate({"text": "hm", "thought": True}, {"text": "It is"}, {"text": " 2."}))
-        assert found == Reply("It is 2.", "hm", "stop", 8, 45, ())
+        assert found == Reply("It is 2.", "hm", "stop", 8, 45, (), model="gem-2.5")
 
     @pytest.mark.parametrize(
         ("finish", "ours"), [("STOP", "stop"), ("MAX_TOKENS", "length"), ("OTHER", "other"), ("LANGUAGE", "language")]
@@ -218,7 +218,7 @@ class TestGeminiAnswer:
     def test_one_that_was_cut_while_thinking_is_an_answer_without_text(self) -> None:
         answer = candidate(finish="MAX_TOKENS")
         del answer["candidates"][0]["content"]["parts"], answer["usageMetadata"]["candidatesTokenCount"]
-        assert read(GEMINI, answer) == Reply("", None, "length", 8, 40, ())
+        assert read(GEMINI, answer) == Reply("", None, "length", 8, 40, (), model="gem-2.5")
 
     @pytest.mark.parametrize(
         ("answer", "why"),
@@ -228,7 +228,7 @@ class TestGeminiAnswer:
             ({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {}}, "content_filter"),
             (candidate(), "empty"),
             (candidate({"text": "hm", "thought": True}), "empty"),
-            (candidate({"functionCall": {"name": "f", "args": {}}}), "empty"),
+            (candidate({"functionCall": {"args": {}}}), "empty"),
             ({"candidates": [], "usageMetadata": {}}, "empty"),
             ({"usageMetadata": {}}, "empty"),
             (candidate({"text": "x"}, finish=None), "bad_payload"),
@@ -305,17 +305,17 @@ def gemini(**changes: Any) -> GeminiTeacher:
 
 class TestTeachers:
     def test_a_model_is_all_that_is_needed(self) -> None:
-        ours, theirs = api_endpoint(anthropic()), api_endpoint(gemini())
+        ours, theirs = api_endpoints(anthropic())[0], api_endpoints(gemini())[0]
         assert ours.url == "https://api.anthropic.com/v1/messages"
         assert theirs.url == "https://generativelanguage.googleapis.com/v1beta/models/gem:generateContent"
         assert (ours.key_variable, theirs.key_variable) == ("ANTHROPIC_API_KEY", "GEMINI_API_KEY")
 
     def test_thinking_reaches_the_request(self) -> None:
-        ask = api_endpoint(anthropic(thinking_tokens=2048)).ask(TALK, Sampling())
+        ask = api_endpoints(anthropic(thinking_tokens=2048))[0].ask(TALK, Sampling())
         assert ask.thinking == Thinking(tokens=2048)
         openai = {"kind": "openai", "base_url": "https://a.example", "provider": "p", "model": "m"}
         teacher = OpenAITeacher.model_validate({**openai, "reasoning_effort": "low", "max_tokens_field": "max_tokens"})
-        assert api_endpoint(teacher).ask(TALK, Sampling()).thinking == Thinking(effort="low")
+        assert api_endpoints(teacher)[0].ask(TALK, Sampling()).thinking == Thinking(effort="low")
 
     @pytest.mark.parametrize("make", [anthropic, gemini])
     @pytest.mark.parametrize("change", [{"thinking_tokens": 2048}, {"reasoning_effort": "low"}, {"provider": "other"}])

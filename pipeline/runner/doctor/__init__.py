@@ -13,6 +13,7 @@ from pipeline.runner.doctor.folder import check_folder, nearest_folder
 from pipeline.runner.doctor.machine import Gpu, check_clock, check_machine, find_gpus
 from pipeline.runner.doctor.needs import WELL_KNOWN_KEYS, check_keys, check_needs, needs_engine
 from pipeline.runner.doctor.software import check_hub, check_software
+from pipeline.teacher.gpus import visible_gpus
 
 CHECKOUT: Final = Path(__file__).parent.parent.parent.parent
 
@@ -53,7 +54,5 @@ def usable_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[Gpu
     """The GPUs that CUDA_VISIBLE_DEVICES leaves us; one that it names by its UUID is taken to be like the first."""
     if not gpus:
         return []
-    from pipeline.teacher.server import visible_gpus  # loads the HTTP client, which only GPU machines have to wait for
-
     names = visible_gpus(environment.get("CUDA_VISIBLE_DEVICES"), len(gpus))
     return [gpus[int(name) if name.isdigit() and int(name) < len(gpus) else 0] for name in names]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ import yaml
 from pipeline.core.config import FullTuning, HubSource, RunConfig
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_base import LocalModel
+from pipeline.core.config_server import LocalServer, ServerTeacher
 from pipeline.core.config_teacher import VllmTeacher
 from pipeline.core.errors import PipelineError
 from pipeline.core.lineage import OTHER_WEIGHTS
@@ -55,11 +57,14 @@ def check_needs(
     teacher = config.teachers[config.generate.teacher]
     findings = [*check_files(loaded), *check_answers(loaded)]
     if isinstance(teacher, ApiTeacher):
-        findings += [*check_keys(key_names(teacher), environment, needed=True), check_host(teacher.base_url)]
+        findings += [*check_keys(key_names(teacher), environment, needed=True), *map(check_host, teacher.urls)]
     models: dict[str, LocalModel] = {"student": config.student}
+    if isinstance(teacher, LocalServer):
+        findings += [check_loopback(), check_servers_fit(teacher, gpus)]
+    if isinstance(teacher, ServerTeacher):
+        findings.append(check_program(teacher))
     if isinstance(teacher, VllmTeacher):
         models["teacher"] = teacher
-        findings += [check_loopback(), check_servers_fit(teacher, gpus)]
     for role, model in models.items():
         if model.folder is None:
             findings.append(check_hub_model(role, model, hub_folder(environment, home), offline_variables(environment)))
@@ -220,13 +225,22 @@ def check_hub_prompts(config: RunConfig, offline: Sequence[str]) -> Iterator[Fin
             yield Finding("prompts", "warn", detail, todo)
 
 
-def check_servers_fit(teacher: VllmTeacher, gpus: Sequence[Gpu]) -> Finding:
-    """Whether there are GPUs for all vLLM servers."""
-    wanted = teacher.servers * teacher.tensor_parallel_size
-    detail = f"wanted: {teacher.servers} × {teacher.tensor_parallel_size}, here: {len(gpus)}"
-    if len(gpus) < wanted and (gpus or wanted > 1):
-        return Finding("teacher's GPUs", "fail", detail, "lower the teacher's `servers` or `tensor_parallel_size`")
-    return Finding("teacher's GPUs", "ok", detail if gpus else "none here; vLLM uses the CPU")
+def check_program(teacher: ServerTeacher) -> Finding:
+    """Whether the program of a server's command line is there; it is not started."""
+    if shutil.which(teacher.command[0]) is None:
+        todo = "install it, or give its path in the teacher's `command`"
+        return Finding("teacher's server", "fail", f"no such program: {teacher.command[0]}", todo)
+    return Finding("teacher's server", "ok", f"{teacher.command[0]} is there")
+
+
+def check_servers_fit(teacher: LocalServer, gpus: Sequence[Gpu]) -> Finding:
+    """Whether there are GPUs for all servers."""
+    wanted = teacher.servers * teacher.gpus_each
+    detail = f"wanted: {teacher.servers} × {teacher.gpus_each}, here: {len(gpus)}"
+    if len(gpus) < wanted and (gpus or (wanted > 1 and isinstance(teacher, VllmTeacher))):
+        todo = "lower the teacher's `servers` or the GPUs of each (`tensor_parallel_size`, `gpus_per_server`)"
+        return Finding("teacher's GPUs", "fail", detail, todo)
+    return Finding("teacher's GPUs", "ok", detail if gpus else "none here; the CPU is used")
 
 
 def check_launch(config: RunConfig, gpus: Sequence[Gpu]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from pipeline.core.errors import CorruptArtefact, UsageError
 from pipeline.core.lineage import digest_json
 from pipeline.core.record import (
     MESSAGES,
+    OPTIONAL_OF_MESSAGE,
     RECORD_SCHEMA,
     ShardWriter,
     Written,
@@ -23,18 +24,21 @@ from pipeline.core.record import (
 )
 from pipeline.core.stage import Context, Result, check_cancelled
 from pipeline.stages.dataset.card import write_card
-from pipeline.stages.dataset.census import Census, read_sources
+from pipeline.stages.dataset.census import OPTIONAL_COLUMNS, Census, read_sources
 
 VERSION = 1
 
 COLUMNS = (
     "prompt",
     "completion",
+    "tools",
     "row_id",
     "prompt_set",
     "prompt_id",
     "also_in",
     "teacher",
+    "returned_model",
+    "fingerprint",
     "license_set",
     "finish_reason",
     "prompt_tokens",
@@ -90,19 +94,21 @@ def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
 
 
 def schema_of(census: Census) -> pa.Schema:
-    """The shards' schema: messages have a `reasoning_content` only in a column where some row uses it."""
-    schema = pa.schema([RECORD_SCHEMA.field(name) for name in COLUMNS])
+    """The shards' schema: without the columns and the fields of messages that no row uses."""
+    unused = {name for name in OPTIONAL_COLUMNS if (name, "") not in census.used}
+    schema = pa.schema([RECORD_SCHEMA.field(name) for name in COLUMNS if name not in unused])
     for name in ("prompt", "completion"):
-        if name not in census.reasoning_in:
-            at = schema.get_field_index(name)
-            schema = schema.set(at, pa.field(name, _without_reasoning(), nullable=False))
+        used = {field for column, field in census.used if column == name}
+        at = schema.get_field_index(name)
+        schema = schema.set(at, pa.field(name, _messages_with(used), nullable=False))
     return schema
 
 
-def _without_reasoning() -> pa.DataType:
+def _messages_with(used: set[str]) -> pa.DataType:
+    """The type of a list of messages without those optional fields that are not used."""
     message = MESSAGES.value_type
     fields = [message.field(index) for index in range(message.num_fields)]
-    kept = pa.struct([field for field in fields if field.name != "reasoning_content"])
+    kept = pa.struct([field for field in fields if field.name not in OPTIONAL_OF_MESSAGE or field.name in used])
     return pa.list_(pa.field("item", kept, nullable=False))
 
 

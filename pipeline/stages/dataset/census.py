@@ -11,8 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import CorruptArtefact
+from pipeline.core.record import OPTIONAL_OF_MESSAGE
 from pipeline.core.stage import Json
 from pipeline.text.licenses import UNKNOWN
+
+OPTIONAL_COLUMNS = ("tools", "returned_model", "fingerprint")
+"""Columns of the rows that the shards have only where some row has a value."""
 
 
 @dataclass(slots=True)
@@ -23,7 +27,8 @@ class Census:
         splits, sets, tasks: rows by split, prompt set and task.
         teachers: rows by teacher.
         license_sets: rows by (teacher, prompt sets it is in, licences).
-        reasoning_in: the message columns in which some row has reasoning.
+        used: (message column, optional field of messages) where some row uses the field; likewise (column, "") for
+            the columns of `OPTIONAL_COLUMNS`.
         completion_tokens: sum over the rows that have a count.
         counted: rows that have one.
         verified: rows by verdict ("right", "not_compared").
@@ -34,7 +39,7 @@ class Census:
     tasks: Counter[str] = field(default_factory=Counter)
     teachers: Counter[str] = field(default_factory=Counter)
     license_sets: Counter[tuple[str, tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
-    reasoning_in: set[str] = field(default_factory=set)
+    used: set[tuple[str, str]] = field(default_factory=set)
     completion_tokens: int = 0
     counted: int = 0
     verified: int = 0
@@ -59,8 +64,9 @@ class Census:
             self.teachers[teacher] += 1
             self.license_sets[teacher, (prompt_set, *also_in), tuple(licenses)] += 1
         for name in ("prompt", "completion"):
-            if name not in self.reasoning_in and _has_reasoning(table[name]):
-                self.reasoning_in.add(name)
+            unused = [field for field in OPTIONAL_OF_MESSAGE if (name, field) not in self.used]
+            self.used.update((name, field) for field in unused if _is_used(table[name], field))
+        self.used.update((name, "") for name in OPTIONAL_COLUMNS if table[name].null_count < table.num_rows)
         self.completion_tokens += pc.sum(table["completion_tokens"]).as_py() or 0
         self.counted += pc.count(table["completion_tokens"]).as_py()
         self.verified += pc.sum(table["verified"]).as_py() or 0
@@ -109,9 +115,10 @@ def _counts(counter: Counter[str]) -> dict[str, Json]:
     return {name: counter[name] for name in sorted(counter)}
 
 
-def _has_reasoning(column: pa.ChunkedArray) -> bool:
-    reasoning = (pc.struct_field(chunk.flatten(), "reasoning_content") for chunk in column.chunks)
-    return any(values.null_count < len(values) for values in reasoning)
+def _is_used(column: pa.ChunkedArray, field: str) -> bool:
+    """Whether a message in the column has a value in a field."""
+    values = (pc.struct_field(chunk.flatten(), field) for chunk in column.chunks)
+    return any(some.null_count < len(some) for some in values)
 
 
 def read_sources(prompts: Path) -> dict[str, dict[str, Json]]:

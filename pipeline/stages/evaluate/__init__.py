@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import median
 
 from pipeline.core.config import EvaluateConfig, EvaluateStep
-from pipeline.core.config_teacher import ReplayTeacher, VllmTeacher
+from pipeline.core.config_server import LocalServer
+from pipeline.core.config_teacher import ReplayTeacher
 from pipeline.core.errors import UsageError
 from pipeline.core.lineage import digest_json
 from pipeline.core.record import PROMPT_SCHEMA, Prompt, ShardWriter, rejects_schema, to_table
@@ -33,7 +34,7 @@ MODELS = ("teacher", "base", "student")
 def input_files(cfg: EvaluateStep) -> dict[str, Path]:
     """The folders of the local models, or the file of completions."""
     files = {} if cfg.student.folder is None else {"student.model": cfg.student.folder}
-    if isinstance(cfg.teacher, VllmTeacher) and cfg.teacher.folder is not None:
+    if isinstance(cfg.teacher, LocalServer) and cfg.teacher.folder is not None:
         files["teacher.model"] = cfg.teacher.folder
     if isinstance(cfg.teacher, ReplayTeacher):
         files["teacher.path"] = cfg.teacher.path

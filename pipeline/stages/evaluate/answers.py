@@ -16,12 +16,12 @@ from pipeline.core.config_teacher import Sampling, VllmTeacher
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Prompt, ShardWriter, message_dict
 from pipeline.core.stage import Context, Json
-from pipeline.stages.evaluate.questions import Questions
+from pipeline.stages.evaluate.questions import Questions, read_test_questions
 from pipeline.student.jobs import AnswerJob, Exam, Examined, Question, Speed, read_examined
 from pipeline.student.process import Files, Report, run_process
 from pipeline.teacher.ask import ask
 from pipeline.teacher.reasoning import split_reasoning
-from pipeline.teacher.request import Asked
+from pipeline.teacher.request import Asked, Request
 from pipeline.text.outbound import Guard, Tally
 
 WORKER: Final = "pipeline.student.answer"
@@ -144,10 +144,7 @@ def ask_teacher(
     """
     if isinstance(cfg.teacher, VllmTeacher):
         return None, {}
-    how = {} if cfg.greedy_teacher else {"temperature": None, "top_p": None}
-    sampling = Sampling.model_validate({"max_tokens": cfg.evaluate.max_tokens, **how})
-    asked = Asked.of(cfg.teacher, sampling, 0, DigestCache(ctx.data / "cache" / "digests.json"))
-    requests = [asked.request(row.prompt_set, row.prompt_id, 0, row.prompt) for row in prompts]
+    asked, requests = _requests(cfg, prompts, ctx.data)
     ctx.progress.start(len(requests), "answers")
     answers = list(ask(cfg.teacher, asked, cfg.retry, requests, ctx, cfg.spending))
     ids = tuple((row.prompt_set, row.prompt_id) for row in prompts)
@@ -155,6 +152,21 @@ def ask_teacher(
     refused = {one: f"no_teacher_answer:{answer.rejected}" for one, answer in pairs if answer.rejected is not None}
     texts = tuple(answer.text for answer in answers)
     return Answered(texts, tuple(answer.finish_reason for answer in answers), ids), refused
+
+
+def _requests(cfg: EvaluateStep, prompts: Sequence[Prompt], data: Path) -> tuple[Asked, list[Request]]:
+    how = {} if cfg.greedy_teacher else {"temperature": None, "top_p": None}
+    sampling = Sampling.model_validate({"max_tokens": cfg.evaluate.max_tokens, **how})
+    asked = Asked.of(cfg.teacher, sampling, 0, DigestCache(data / "cache" / "digests.json"))
+    return asked, [asked.request(row.prompt_set, row.prompt_id, 0, row.prompt) for row in prompts]
+
+
+def requests_to_teacher(cfg: EvaluateStep, rows: Path, data: Path) -> tuple[Asked, list[Request], int]:
+    """What a teacher that is not run here is asked on the committed prompts in `rows`, and how many test prompts must
+    not leave this machine. Nobody is asked."""
+    questions = read_test_questions(rows, cfg.evaluate)
+    passed, _ = guard_questions(cfg, questions)
+    return *_requests(cfg, passed.test, data), len(questions.test) - len(passed.test)
 
 
 # ---------------------------------------------------------------------------------------------------- local models

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.config import EvaluateConfig
-from pipeline.core.record import Prompt, prompts_of, read_shards
+from pipeline.core.record import Prompt, prompts_of, read_shard, shard_paths
 from pipeline.text.verifiers import VERIFIERS, Verifier
 
 EXAMPLES: Final = 3
@@ -64,6 +64,19 @@ def judge(verifier: Verifier, prompts: Sequence[Prompt], texts: Sequence[str]) -
 
 def read_questions(rows: Path, config: EvaluateConfig) -> Questions:
     """Read and choose the prompts; the choices depend on ids and the seed alone."""
+    asked = read_test_questions(rows, config)
+    verifier = asked.verifier
+    usable = (row for row in _split(rows, "validation") if _has_reference(verifier, row))
+    solved = (row for row in _split(rows, "train") if _has_reference(verifier, row))
+    return replace(
+        asked,
+        validation=tuple(_drawn(usable, config.base_prompts, 0)),
+        examples=tuple(_drawn(solved, EXAMPLES, config.seed)),
+    )
+
+
+def read_test_questions(rows: Path, config: EvaluateConfig) -> Questions:
+    """The test prompts alone, which are all that the teacher is asked; the others are left empty."""
     verifier = VERIFIERS[config.metric]
     test, rejected = [], []
     for row in _split(rows, "test"):
@@ -75,20 +88,14 @@ def read_questions(rows: Path, config: EvaluateConfig) -> Questions:
         chosen = {_id(row) for row in _drawn(test, config.max_prompts, 0)}
         rejected += [(row, "over_max_prompts") for row in test if _id(row) not in chosen]
         test = [row for row in test if _id(row) in chosen]
-    usable = (row for row in _split(rows, "validation") if _has_reference(verifier, row))
-    solved = (row for row in _split(rows, "train") if _has_reference(verifier, row))
-    return Questions(
-        test=tuple(test),
-        validation=tuple(_drawn(usable, config.base_prompts, 0)),
-        examples=tuple(_drawn(solved, EXAMPLES, config.seed)),
-        rejected=tuple(rejected),
-        verifier=verifier,
-    )
+    return Questions(tuple(test), (), (), tuple(rejected), verifier)
 
 
 def _split(rows: Path, split: str) -> Iterator[Prompt]:
-    for table in read_shards(rows):
-        yield from prompts_of(table.filter(pc.equal(table["split"], pa.scalar(split))))
+    for path in shard_paths(rows):
+        if pc.any(pc.equal(read_shard(path, ["split"])["split"], pa.scalar(split))).as_py():
+            table = read_shard(path)
+            yield from prompts_of(table.filter(pc.equal(table["split"], pa.scalar(split))))
 
 
 def _has_reference(verifier: Verifier, prompt: Prompt) -> bool:

@@ -22,7 +22,7 @@ from pipeline.stages.prompts.render import Renderer, load_template
 from pipeline.stages.prompts.settlement import settle
 from pipeline.stages.prompts.sources import read_source
 
-VERSION = 1
+VERSION = 2
 
 MANY_NEAR_TEST = 0.2
 LISTED_IDS = 10
@@ -101,7 +101,7 @@ def _read_sets(
 def _render_set(name: str, config: PromptsConfig, license_name: str) -> Iterator[Prompt]:
     prompt_set = config.sets[name]
     columns = prompt_set.columns
-    needed = [columns.id, columns.prompt, columns.answer, columns.group_id, columns.task]
+    needed = [columns.id, columns.prompt, columns.answer, columns.group_id, columns.task, columns.tools]
     template = None if prompt_set.template is None else load_template(prompt_set.template)
     renderer = Renderer(name, prompt_set, config, template, license_name)
     empty = True

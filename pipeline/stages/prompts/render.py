@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +14,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pipeline.core.config import PromptsConfig, PromptSet
 from pipeline.core.errors import UsageError, boundary
 from pipeline.core.lineage import digest_json
-from pipeline.core.record import Message, Prompt
+from pipeline.core.record import Message, Prompt, message_of
+from pipeline.core.stage import Json
 from pipeline.stages.prompts.sources import SourceRow, kind_of
+from pipeline.stages.prompts.tools import tool_calls, tools_text
 from pipeline.text.normalise import normalise, replace_surrogates
 from pipeline.text.split import split_of
 
-ROLES: Final = ("system", "user", "assistant")
+ROLES: Final = ("system", "user", "assistant", "tool")
+FIELDS: Final = frozenset({"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,15 @@ class Renderer:
         """
         columns = self.prompt_set.columns
         messages = self._messages(row)
+        tools = None
+        if columns.tools is not None:
+            tools = tools_text(_column(row, columns.tools), f"{row.place}, column {columns.tools!r}")
         answer, task, group = (_optional_text(row, name) for name in (columns.answer, columns.task, columns.group_id))
         if group is None:
             group = hashlib.sha256(conversation_text(messages).encode()).hexdigest()[:32]
         return Prompt(
             prompt_set=self.name,
-            prompt_id=_text_id(messages) if columns.id is None else _id(row, columns.id),
+            prompt_id=_text_id(messages, tools) if columns.id is None else _id(row, columns.id),
             split=split_of(group, validation=self.shares.validation, test=self.shares.test),
             group_id=group,
             task=task,
@@ -61,6 +67,7 @@ class Renderer:
             answer=answer,
             also_in=(),
             license_set=(self.license,),
+            tools=tools,
         )
 
     def _messages(self, row: SourceRow) -> tuple[Message, ...]:
@@ -157,8 +164,18 @@ def _id(row: SourceRow, name: str) -> str:
     return found
 
 
-def _text_id(messages: Sequence[Message]) -> str:
-    return digest_json([[message.role, message.content, message.reasoning_content] for message in messages])
+def _text_id(messages: Sequence[Message], tools: str | None) -> str:
+    turns: list[Json] = [
+        [message.role, message.content, message.reasoning_content, *tool_parts(message)] for message in messages
+    ]
+    return digest_json([*turns, *([] if tools is None else [tools])])
+
+
+def tool_parts(message: Message) -> list[str]:
+    """What makes a turn that has to do with tools another one than its texts say; nothing for all others. Ids of calls
+    do not."""
+    called = [part for call in message.tool_calls for part in (call.name, call.arguments)]
+    return [*called, *([message.name] if message.name is not None else [])]
 
 
 def _optional_text(row: SourceRow, name: str | None) -> str | None:
@@ -184,7 +201,7 @@ def _messages_of(value: Any, where: str) -> tuple[Message, ...]:
         what = f"{'an empty list' if value == [] else kind_of(value)} where a text or a list of messages is needed"
         raise UsageError(what, where=where, todo="name the right column in `columns.prompt`, or use a `template`")
     messages = tuple(_message(item, where) for item in value)
-    if messages[-1].role != "user":
+    if messages[-1].role not in ("user", "tool"):
         todo = "leave out the answer: a prompt ends with what the teacher is to answer"
         raise UsageError(f"the last message is the {messages[-1].role}'s", where=where, todo=todo)
     return messages
@@ -192,11 +209,17 @@ def _messages_of(value: Any, where: str) -> tuple[Message, ...]:
 
 def _message(item: Any, where: str) -> Message:
     given = {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else {}
-    if not {"role", "content"} <= set(given) <= {"role", "content", "reasoning_content"}:
+    calls = tool_calls(given.pop("tool_calls", None), where)
+    if calls:
+        given.setdefault("content", "")
+    if not {"role", "content"} <= set(given) <= FIELDS:
         found = "has " + (", ".join(map(repr, sorted(map(str, given)))) or "no content")
         found = found if isinstance(item, dict) else f"is {kind_of(item)}"
         raise UsageError(f"a message {found}", where=where, todo="a message is {role, content}")
     if not all(isinstance(value, str) for value in given.values()) or given["role"] not in ROLES:
         todo = f"roles are {', '.join(ROLES)}; contents are texts"
         raise UsageError(f"a message of role {given['role']!r} is not understood", where=where, todo=todo)
-    return Message(**{key: replace_surrogates(value) for key, value in given.items()})
+    if (calls and given["role"] != "assistant") or ("tool_call_id" in given and given["role"] != "tool"):
+        todo = "the assistant calls tools (tool_calls), and messages of role tool answer (tool_call_id)"
+        raise UsageError(f"a message of role {given['role']!r} has a part in tool calls", where=where, todo=todo)
+    return replace(message_of({key: replace_surrogates(value) for key, value in given.items()}), tool_calls=calls)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.record import SHARD_ROWS, Prompt
-from pipeline.core.stage import Context, check_cancelled
+from pipeline.core.stage import Context, Json, check_cancelled
 from pipeline.stages.prompts.order import chunks, write_prompts
-from pipeline.stages.prompts.render import is_blank
+from pipeline.stages.prompts.render import is_blank, tool_parts
 from pipeline.text.equals import Digests, Positions, digest_of, digests_of, first_of_equals, have_equals
 from pipeline.text.normalise import normalise
 
@@ -112,15 +112,19 @@ def settle(prompts: Iterable[Prompt], sets: Sequence[str], scratch: Path, ctx: C
 
 
 def _compared(prompts: Sequence[Prompt], number_of: Mapping[str, int]) -> Compared:
-    digests = (
-        digest_of([[message.role, normalise(message.content)] for message in prompt.prompt]) for prompt in prompts
-    )
+    digests = (digest_of(_said(prompt)) for prompt in prompts)
     return Compared(
         digests=digests_of(b"".join(digests)),
         ranks=np.array([KEPT_FIRST.index(prompt.split) for prompt in prompts], dtype=np.uint8),
         sets=np.array([number_of[prompt.prompt_set] for prompt in prompts], dtype=np.uint32),
         blank=np.array([is_blank(prompt) for prompt in prompts], dtype=bool),
     )
+
+
+def _said(prompt: Prompt) -> list[Json]:
+    """What makes two prompts equal: their turns, and the functions that they offer."""
+    turns: list[Json] = [[turn.role, normalise(turn.content), *tool_parts(turn)] for turn in prompt.prompt]
+    return turns if prompt.tools is None else [*turns, prompt.tools]
 
 
 def _names(paths: Sequence[Path], positions: Positions) -> Iterator[tuple[int, str]]:

@@ -228,8 +228,8 @@ def read_sources(artefacts: Artefacts) -> tuple[Source, ...]:
     shipped: Any = artefacts.manifests["dataset"].metrics["sources"]
     sets = [_prompt_set(name, told[name], prompts[name], shipped["prompt_sets"][name]["rows"]) for name in sorted(told)]
     teachers = shipped["teachers"]
-    facts: Any = artefacts.manifests["generate"].metrics["teacher"]
-    return (*sets, *(_teacher(name, facts, teachers[name]) for name in sorted(teachers)))
+    facts: Any = artefacts.manifests["generate"].metrics["teachers"]
+    return (*sets, *(_teacher(name, facts[name], teachers[name]) for name in sorted(teachers)))
 
 
 def _prompt_set(name: str, facts: Mapping[str, Any], prompts: int, rows: int) -> Source:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import orjson
+
+from pipeline.core.config_response import ChoiceResponse, JsonSchemaResponse, RegexResponse, ResponseForm
 from pipeline.core.record import message_dict
-from pipeline.teacher.wire import Ask, Reply, Unusable, Wire, dump_json, load_json, make_reply, token_count
+from pipeline.teacher.wire import Ask, Reply, Unusable, Wire, dump_json, load_json, make_reply, read_calls, token_count
 
 
 def request_body(ask: Ask) -> bytes:
@@ -28,7 +31,42 @@ def request_body(ask: Ask) -> bytes:
         body["stop"] = list(sampling.stop)
     if ask.thinking.effort is not None:
         body["reasoning_effort"] = ask.thinking.effort
-    return dump_json(body)
+    if ask.seed is not None:
+        body["seed"] = ask.seed
+    if ask.messages[-1].role == "assistant":  # vLLM's names for going on where an answer was cut
+        body |= {"add_generation_prompt": False, "continue_final_message": True}
+    if ask.tools is not None:
+        body["tools"] = orjson.loads(ask.tools)
+    return dump_json(body | _form(ask) | _logprobs(ask))
+
+
+def _logprobs(ask: Ask) -> dict[str, Any]:
+    """What asks for logprobs. Two accounts of vLLM's token ids, so that one can be checked with the other."""
+    if ask.logprobs is None:
+        return {}
+    ids = {"return_tokens_as_token_ids": True, "return_token_ids": True} if ask.logprobs.ids else {}
+    return {"logprobs": True, "top_logprobs": ask.logprobs.sent, **ids}
+
+
+def _form(ask: Ask) -> dict[str, Any]:
+    """What tells the server of the answer's form; what OpenAI's format does not know, config_refusals.py refuses."""
+    if ask.structured_outputs == "vllm":
+        return {} if ask.form is None else {"structured_outputs": _constraint(ask.form)}
+    if not isinstance(ask.form, JsonSchemaResponse):
+        return {}
+    schema = {"name": ask.form.name, "schema": ask.form.json_schema, "strict": ask.form.strict}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+def _constraint(form: ResponseForm) -> dict[str, Any]:
+    """The fields of vLLM's `StructuredOutputsParams`."""
+    match form:
+        case JsonSchemaResponse(json_schema=schema):
+            return {"json": schema}
+        case RegexResponse(pattern=pattern):
+            return {"regex": pattern}
+        case ChoiceResponse(choices=choices):
+            return {"choice": [*choices]}
 
 
 def read_body(body: bytes) -> Reply | Unusable:
@@ -45,10 +83,10 @@ def read_body(body: bytes) -> Reply | Unusable:
     choice = choices[0] if choices else None
     if not isinstance(choice, dict):
         return Unusable("empty")
-    return _read_choice(choice, parsed.get("usage"), repaired)
+    return _read_choice(choice, parsed, repaired)
 
 
-def _read_choice(choice: dict[str, Any], usage: Any, repaired: bool) -> Reply | Unusable:
+def _read_choice(choice: dict[str, Any], parsed: dict[str, Any], repaired: bool) -> Reply | Unusable:
     finish_reason, message = choice.get("finish_reason"), choice.get("message")
     if isinstance(choice.get("error"), dict):  # OpenRouter says so where a provider behind it failed
         return Unusable("error", choice["error"])
@@ -62,14 +100,27 @@ def _read_choice(choice: dict[str, Any], usage: Any, repaired: bool) -> Reply | 
     reasoning = message.get("reasoning_content") or message.get("reasoning") or reasoning
     if text is None and isinstance(reasoning, str) and finish_reason == "length":
         text = ""  # cut while it was thinking: an answer that later stages judge by its finish reason
+    calls = read_calls(message.get("tool_calls"))
+    if text is None and calls:
+        text = ""
     if text is None:
         return Unusable("empty")
     if not isinstance(text, str) or not isinstance(reasoning, str | None):
         return Unusable("bad_payload")
-    usage = usage if isinstance(usage, dict) else {}
+    usage = parsed["usage"] if isinstance(parsed.get("usage"), dict) else {}
     tokens = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
     total = token_count(usage.get("total_tokens"))
-    return make_reply(text, reasoning, finish_reason, tokens, repaired=repaired, total_tokens=total)
+    return make_reply(
+        text,
+        reasoning,
+        finish_reason,
+        tokens,
+        repaired=repaired,
+        total_tokens=total,
+        model=parsed.get("model"),
+        fingerprint=parsed.get("system_fingerprint"),
+        tool_calls=calls,
+    )
 
 
 def _parts(content: Any) -> tuple[Any, str | None]:

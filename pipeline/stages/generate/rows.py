@@ -1,0 +1,155 @@
+"""The rows of stage `generate`: each request with its answer as a record, and what the manifest says of them."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from pipeline.core.config import GenerateStep
+from pipeline.core.config_api import ApiTeacher
+from pipeline.core.config_server import LocalServer
+from pipeline.core.config_teacher import ReplayTeacher, Teacher
+from pipeline.core.errors import UsageError
+from pipeline.core.lineage import row_id
+from pipeline.core.record import SHARD_ROWS, Message, Record
+from pipeline.core.stage import Json
+from pipeline.stages.generate.requests import AskedFor
+from pipeline.teacher.ask import Answer, Asker
+from pipeline.teacher.request import Asked
+from pipeline.text.licenses import parse_license
+from pipeline.text.outbound import REDACTED
+
+READ_ROWS = 2 * SHARD_ROWS
+"""Rows in memory at a time: each look-up reads the whole store, so few are better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row after it was answered; `answer.rejected` is the reason with which it leaves, or None."""
+
+    asked_for: AskedFor
+    answer: Answer
+    record: Record
+
+
+def answered_rows(
+    rows: Iterable[AskedFor], askers: Mapping[str, Asker], licenses: Mapping[str, str]
+) -> Iterator[list[Row]]:
+    """Rows with their answers, in order, some at a time. What must not leave is answered with the guard's reason."""
+    rest = iter(rows)
+    while chunk := list(islice(rest, READ_ROWS)):
+        answers = _answers(chunk, askers)
+        yield [
+            Row(row, answer, _record(row, answer, licenses[row.teacher]))
+            for row, answer in zip(chunk, answers, strict=True)
+        ]
+
+
+def _answers(rows: Sequence[AskedFor], askers: Mapping[str, Asker]) -> Sequence[Answer]:
+    answers = [Answer(row.request.key, row.checked.reason) for row in rows]
+    for name, asker in askers.items():
+        places = [at for at, row in enumerate(rows) if row.teacher == name and row.checked.reason is None]
+        for at, answer in zip(places, asker.answers([rows[at].request for at in places]), strict=True):
+            answers[at] = answer
+    return answers
+
+
+def _record(row: AskedFor, answer: Answer, license_name: str) -> Record:
+    prompt, request = row.prompt, row.request
+    said = Message("assistant", answer.text, answer.reasoning_content, answer.tool_calls)
+    return Record(
+        row_id=row_id(prompt.prompt_set, prompt.prompt_id, request.key),
+        prompt_set=prompt.prompt_set,
+        prompt_id=prompt.prompt_id,
+        sample=request.sample,
+        split=prompt.split,
+        task=prompt.task,
+        prompt=prompt.prompt,
+        completion=(said,) if answer.rejected is None else (),
+        answer=prompt.answer,
+        also_in=prompt.also_in,
+        teacher=row.teacher,
+        license_set=tuple(sorted({*prompt.license_set, license_name})),
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        verified=None,
+        flags=tuple(sorted({*answer.flags, REDACTED})) if row.checked.redacted else answer.flags,
+        tools=prompt.tools,
+        returned_model=answer.model,
+        fingerprint=answer.fingerprint,
+    )
+
+
+class Totals:
+    """Sums for the manifest; of answers only, so that a rerun from stored answers gives the same."""
+
+    def __init__(self) -> None:
+        self._tokens: Counter[str] = Counter({"prompt": 0, "completion": 0})
+        self._finish_reasons: Counter[str] = Counter()
+        self.missing = 0
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Count some."""
+        for answer in answers:
+            self._tokens["prompt"] += answer.prompt_tokens or 0
+            self._tokens["completion"] += answer.completion_tokens or 0
+            if answer.rejected is None:
+                self._finish_reasons[answer.finish_reason] += 1
+            else:
+                self.missing += answer.rejected.startswith("gave_up:")
+
+    def metrics(self) -> dict[str, Json]:
+        """The sums."""
+        return {
+            "tokens_in": self._tokens["prompt"],
+            "tokens_out": self._tokens["completion"],
+            "finish_reasons": {**dict(sorted(self._finish_reasons.items()))},
+        }
+
+
+# --------------------------------------------------------------------------------------------------- who answered
+
+
+def licenses_of(cfg: GenerateStep) -> dict[str, str]:
+    """The teachers' licences in the form in which the prompts' are written, so that one licence has one name.
+
+    Raises:
+        UsageError: one is blank, or no licence expression.
+    """
+    return {name: _license(name, teacher) for name, teacher in cfg.teachers.items()}
+
+
+def _license(name: str, teacher: Teacher) -> str:
+    try:
+        return parse_license(teacher.license).name
+    except ValueError as error:
+        todo = "write an SPDX expression such as MIT or Apache-2.0, the name of the terms, or leave it out"
+        raise UsageError(str(error), where=f"teachers.{name}.license", todo=todo) from error
+
+
+def teacher_facts(cfg: GenerateStep, licenses: Mapping[str, str], asked: Mapping[str, Asked]) -> dict[str, Json]:
+    """Who answered, for the manifest. No local path: it may hold a user's name, and the identity says more."""
+    return {
+        name: {
+            "kind": teacher.kind,
+            "license": licenses[name],
+            "identity": asked[name].identity,
+            **_source(teacher),
+        }
+        for name, teacher in cfg.teachers.items()
+    }
+
+
+def _source(teacher: Teacher) -> dict[str, Json]:
+    if isinstance(teacher, ReplayTeacher):
+        return {"model": None, "origin": teacher.origin}
+    if isinstance(teacher, ApiTeacher):
+        return {"model": teacher.model, "origin": f"API of {teacher.provider}"}
+    return _local_source(teacher)
+
+
+def _local_source(teacher: LocalServer) -> dict[str, Json]:
+    if teacher.folder is not None:
+        return {"model": teacher.folder.name, "origin": "local weights"}
+    return {"model": teacher.model, "origin": f"Hugging Face hub, revision {teacher.revision}"}

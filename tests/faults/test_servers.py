@@ -1,0 +1,167 @@
+"""Servers that a command line starts: supervised like vLLM's, and freed of the prompt that ends them."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.config_server import ServerTeacher
+from pipeline.core.config_teacher import Retry, Sampling
+from pipeline.core.errors import Incomplete, UsageError
+from pipeline.core.lineage import DigestCache
+from pipeline.core.record import Message
+from pipeline.teacher import watchdog
+from pipeline.teacher.ask import ask
+from pipeline.teacher.request import Asked
+from tests.faults import command_server
+from tests.support import make_context, wait_for
+
+QUICK = Retry(budget_s=60, first_wait_s=0.01, max_wait_s=0.05, timeout_s=20)
+PROMPTS = [f"prompt {i}" for i in range(60)]
+
+
+class Served:
+    """A teacher served by `command_server.py`, and the folder its answers are kept in."""
+
+    def __init__(self, folder: Path, *options: str, **teacher: Any) -> None:
+        self.folder, self.ctx = folder, make_context(folder)
+        (folder / "model").mkdir(exist_ok=True)
+        (folder / "model" / "config.json").write_text("{}")
+        command = [sys.executable, command_server.__file__, "{port}", str(folder), *options]
+        settings = {"kind": "server", "model": str(folder / "model"), "command": command, "start_timeout_s": 60}
+        self.teacher = ServerTeacher.model_validate({**settings, **teacher})
+
+    def ask(self, prompts: list[str]) -> list[Any]:
+        asked = Asked.of(self.teacher, Sampling(max_tokens=32), 0, DigestCache(self.folder / "digests.json"))
+        requests = [asked.request("set", f"p{i}", 0, [Message("user", prompt)]) for i, prompt in enumerate(prompts)]
+        return list(ask(self.teacher, asked, QUICK, requests, self.ctx))
+
+    def texts(self, prompts: list[str]) -> list[str]:
+        return [answer.rejected or answer.text for answer in self.ask(prompts)]
+
+    @property
+    def starts(self) -> list[str]:
+        path = self.folder / "starts"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def answered(self) -> Counter[str]:
+        path = self.folder / "answered"
+        return Counter(path.read_text().splitlines() if path.exists() else [])
+
+    def restarts(self) -> list[int]:
+        return [fields["restarts"] for name, fields in self.ctx.events.seen if name == "server_restarted"]
+
+    def kill(self) -> None:
+        """Kill the server that was started last, as soon as it has answered something."""
+        wait_for(lambda: self.answered, "an answer")
+        os.kill(int(self.starts[-1].split()[0]), signal.SIGKILL)
+
+
+def upper(prompts: list[str]) -> list[str]:
+    return [prompt.upper() for prompt in prompts]
+
+
+class TestCommandServers:
+    def test_one_is_started_asked_and_gone_afterwards(self, tmp_path):
+        served = Served(tmp_path, version_path="/version")
+        assert served.texts(PROMPTS) == upper(PROMPTS)
+        assert len(served.starts) == 1
+        pid = int(served.starts[0].split()[0])
+        assert not Path(f"/proc/{pid}").exists()
+        assert list((served.ctx.data / watchdog.RECORDS).iterdir()) == []
+        assert (served.ctx.workdir / "server-0.log").exists()
+
+    def test_none_is_started_when_every_answer_is_stored(self, tmp_path):
+        served = Served(tmp_path)
+        first = served.ask(PROMPTS[:5])
+        assert served.ask(PROMPTS[:5]) == first
+        assert len(served.starts) == 1
+
+    def test_placeholders_are_filled_and_operational_arguments_come_last(self, tmp_path):
+        served = Served(tmp_path, "--path", "{model}", "--json", '{"a": 1}', operational_args=["--delay", "0.01"])
+        served.ask(["one"])
+        arguments = served.starts[0].split(maxsplit=2)[2]
+        assert arguments == f'{tmp_path} --path {tmp_path}/model --json {{"a": 1}} --delay 0.01'
+
+    def test_of_several_each_gets_requests_and_its_own_gpus(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("pipeline.teacher.server.installed_gpus", lambda: 4)
+        served = Served(tmp_path, "--delay", "0.01", servers=2, gpus_per_server=2, concurrency=2)
+        assert served.texts(PROMPTS) == upper(PROMPTS)
+        assert len(served.starts) == 2
+        assert json.loads((tmp_path / "environment").read_text())["CUDA_VISIBLE_DEVICES"] in ("0,1", "2,3")
+
+    def test_one_that_is_killed_is_restarted_and_no_row_is_lost(self, tmp_path):
+        served = Served(tmp_path, "--delay", "0.02", concurrency=4)
+        killer = threading.Thread(target=served.kill)
+        killer.start()
+        assert served.texts(PROMPTS) == upper(PROMPTS)
+        killer.join()
+        assert served.restarts() == [1]
+
+    def test_one_that_cannot_start_says_why(self, tmp_path):
+        (tmp_path / "refuse_start").touch()
+        with pytest.raises(UsageError, match="ended while starting: the weights do not fit"):
+            Served(tmp_path).ask(["one"])
+
+    def test_one_that_keeps_ending_is_given_up_after_the_restarts_allowed(self, tmp_path):
+        served = Served(tmp_path, restarts=0)
+        with pytest.raises(Incomplete, match="ended 1 times"):
+            served.ask([command_server.POISON])
+        assert len(served.starts) == 1
+
+    def test_one_that_serves_another_model_after_a_restart_gets_no_requests(self, tmp_path):
+        served = Served(tmp_path, "--delay", "0.02", concurrency=4)
+
+        def change_and_kill() -> None:
+            wait_for(lambda: served.answered, "an answer")
+            (tmp_path / "root").write_text("another")
+            served.kill()
+
+        killer = threading.Thread(target=change_and_kill)
+        killer.start()
+        with pytest.raises(Incomplete, match="serves 'another' as 'teacher', before it was 'one'"):
+            served.ask(PROMPTS)
+        killer.join()
+        assert len(served.starts) == 2
+
+
+class TestPoison:
+    def test_a_prompt_that_ends_the_engine_is_refused_and_all_others_are_answered_once(self, tmp_path):
+        prompts = [*PROMPTS[:30], f"the {command_server.POISON}", *PROMPTS[30:]]
+        served = Served(tmp_path, "--delay", "0.05", concurrency=32)
+        answers = served.ask(prompts)
+        assert [answer.rejected for answer in answers] == [
+            "engine_crash" if command_server.POISON in prompt else None for prompt in prompts
+        ]
+        assert [answer.text for answer in answers if answer.rejected is None] == upper(PROMPTS)
+        assert len(served.starts) == 4, "three deaths, the last of them alone"
+        assert set(served.answered) == set(PROMPTS)
+
+    def test_several_use_up_no_restarts(self, tmp_path):
+        """Each is found by the death it dies alone, after which the count begins anew."""
+        poisons = [f"{command_server.POISON} {i}" for i in range(3)]
+        served = Served(tmp_path, "--delay", "0.02", concurrency=64)
+        assert served.texts([*PROMPTS, *poisons]) == [*upper(PROMPTS), *["engine_crash"] * 3]
+        assert max(served.restarts()) <= 2
+        assert set(served.answered) == set(PROMPTS)
+
+    def test_the_refusal_is_remembered_as_long_as_the_engine_is_the_same(self, tmp_path, monkeypatch):
+        served = Served(tmp_path, "--delay", "0.02")
+        assert served.texts(["fine", command_server.POISON]) == ["FINE", "engine_crash"]
+        starts = len(served.starts)
+        assert served.texts(["fine", command_server.POISON]) == ["FINE", "engine_crash"]
+        assert len(served.starts) == starts, "nothing was left to ask"
+        monkeypatch.setattr(command_server, "POISON", "POISON")
+        newer = tmp_path / "python"
+        newer.symlink_to(sys.executable)
+        again = served.teacher.model_copy(update={"command": (str(newer), *served.teacher.command[1:])})
+        served.teacher = again
+        assert served.texts(["fine", command_server.POISON]) == ["FINE", "engine_crash"]
+        assert len(served.starts) > starts, "another engine may answer it"
