@@ -108,6 +108,8 @@ class Fetch:
         """Rows behind each key that is queued or asked for now."""
         self._settled_lately: dict[str, Settled] = {}
         """How keys ended since the running look-up began: it may not have seen their answers."""
+        self._is_produced = False
+        """Whether every miss is known."""
 
     async def run(self) -> None:
         """Ask for the misses of the first chunk and of the rest of the look-up."""
@@ -151,6 +153,7 @@ class Fetch:
                     self._count(request.key, self._settled_lately[request.key])
             self._settled_lately.clear()
             looked = await asyncio.to_thread(next, self._lookup, None)
+        self._is_produced = True
         for _ in range(workers):
             await queue.put(None)
 
@@ -172,7 +175,7 @@ class Fetch:
         self._advance(rows, tokens=settled.tokens, rejected=rejected)
 
     async def _watch(self, client: Client) -> None:
-        """Return when a signal asks us to stop.
+        """Return when a signal asks us to stop, or when the few rows that are left may stay without an answer.
 
         Raises:
             Incomplete: nobody has answered for the whole time budget of a row that was sent last.
@@ -181,10 +184,23 @@ class Fetch:
         while not self._ctx.cancel.is_set():
             await asyncio.sleep(POLL_S)
             if client.silent_s() > longest:
+                if self._give_up_rest(client):
+                    return
                 what = f"the teacher has not answered for {longest:g} s, though asked again and again"
                 reasons = ", ".join(f"{name} ×{count}" for name, count in client.retries.most_common(3))
                 todo = f"when it is back, resume with: {self._ctx.resume_command}"
                 raise Incomplete(f"{what} ({reasons})", where=client.endpoints[0].host, todo=todo)
+
+    def _give_up_rest(self, client: Client) -> bool:
+        """Give up what is left where so many rows may miss; otherwise nothing happens."""
+        left = sum(self._rows_of.values())
+        if not self._is_produced or self._counts.pending.total() + left > self._may_miss:
+            return False
+        reason = next((name for name, _ in client.retries.most_common(1)), "timeout")
+        self._counts.pending[reason] += left
+        self._counts.given_up |= dict.fromkeys(self._rows_of, reason)
+        self._rows_of.clear()
+        return True
 
     def _check_pending(self, endpoint: Endpoint) -> None:
         pending = self._counts.pending.total()

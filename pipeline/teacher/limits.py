@@ -111,6 +111,12 @@ class AdaptiveLimit:
         """Forget failures so far: the endpoint was replaced."""
         self._silent_since = None
 
+    def halve(self) -> int:
+        """Never again more than half of what was allowed so far; gives the new maximum."""
+        self.maximum = max(1, self.maximum // 2)
+        self.limit = min(self.limit, float(self.maximum))
+        return self.maximum
+
     def pause(self, seconds: float) -> None:
         """Let no request leave for so long; a pause that ends later stays."""
         self._open_at = max(self._open_at, self._clock() + seconds)

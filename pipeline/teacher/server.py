@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 LOG_LINES = 3
+LOG_BYTES = 65_536
 
 
 @dataclass(slots=True)
@@ -76,6 +77,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
     restarts: int = field(default=0)
     first: Look | None = None
+    _log_start: int = 0
 
     def start(self) -> None:
         """Start the server on a free port; it is not healthy yet."""
@@ -85,6 +87,7 @@ class Server:
         self.endpoint.models_url = f"{base_url}/models"
         record = self.records / f"{secrets.token_hex(8)}.json"
         with self.log.open("ab") as output:
+            self._log_start = output.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-I", watchdog.__file__, str(record), *self.launch.command_at(port)],
                 stdin=subprocess.PIPE,
@@ -154,6 +157,12 @@ class Server:
     def url(self, path: str) -> str:
         """URL of one of the server's other routes."""
         return f"http://{self.endpoint.host}{path}"
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether the end of its log says so, in the words that PyTorch, CUDA and llama.cpp share."""
+        with self.log.open("rb") as file:
+            file.seek(max(self._log_start, self.log.stat().st_size - LOG_BYTES))
+            return b"out of memory" in file.read().lower()
 
     def last_lines(self) -> str:
         """The log's last lines, in one."""
@@ -250,6 +259,9 @@ async def _restart(server: Server, code: int, session: aiohttp.ClientSession, ct
     ctx.events.emit("server_restarted", exit_code=code, restarts=server.restarts + 1)
     server.restarts += 1
     server.endpoint.gate.shut()
+    if server.ran_out_of_memory():
+        maximum = server.endpoint.gate.limit.halve()
+        log.warning("its log speaks of too little memory: from now on it gets at most %d requests at a time", maximum)
     server.stop()
     server.start()
     await server.wait_until_healthy(session, ctx)

@@ -125,13 +125,17 @@ async def settle_scale(
     for index, endpoint in enumerate(endpoints):
         scale = stored_scale(store, asked, index)
         if scale in (None, "absent"):
-            await asyncio.gather(
+            settled = await asyncio.gather(
                 *(
                     client_for(how, [replace(endpoint, logprobs=how.logprobs)]).settle(request)
                     for how, request in trial_requests(asked, index)
                 )
             )
             scale = stored_scale(store, asked, index)
+            if scale is None and settled[0].rejected is not None:
+                what = f"it refuses to answer with logprobs ({settled[0].rejected}), so there are no soft targets"
+                todo = "leave generate.logprobs out, lower its top_k, or see to the server"
+                raise UsageError(what, where=f"generate.logprobs (for {endpoint.host})", todo=todo)
         ctx.events.emit("temperature_tried", endpoint=endpoint.host, scale=scale)
         _judge(scale, asked.logprobs, asked.sampling.temperature, endpoint, ctx)
 

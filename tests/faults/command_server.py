@@ -49,6 +49,7 @@ def handler(folder: Path, delay: float) -> type[BaseHTTPRequestHandler]:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             prompt = asked["messages"][-1]["content"]
             if POISON in prompt:
+                print("RuntimeError: CUDA out of memory" if "large" in prompt else "killed", flush=True)
                 time.sleep(delay / 2)
                 os._exit(1)
             time.sleep(delay)

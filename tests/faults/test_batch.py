@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from pipeline.core.config_api import AnthropicTeacher, ApiTeacher, OpenAITeacher
@@ -500,11 +501,8 @@ class TestBudget:
         leave_jobs_open(buyer)
         jobs = all_open_jobs(buyer.responses)
         held = sum(job.worst_nano for job in jobs)
-        assert held == sum(
-            HALF.cost(len(orjson.dumps(line[1])) + 256, MAX_TOKENS)
-            for job in server.jobs.values()
-            for line in job.lines
-        )
+        bodies = [orjson.dumps(body) for job in server.jobs.values() for _, body in job.lines]
+        assert held == sum(HALF.cost(len(body) + 256, MAX_TOKENS) for body in bodies)
         error = buyer.stopped(prompts=["another prompt"], usd=(held + 1000) / 1e9, job_requests=1, open_jobs=9)
         assert "the budget is reached" in error.what
         assert len(server.jobs) == 3

@@ -110,5 +110,12 @@ def test_a_word_that_differs_is_no_drift_unless_none_may(tmp_path):
         run.ask(PROMPTS, nearly, Canaries(count=2, min_similarity=1.0))
 
 
+def test_they_are_compared_with_canaries_and_not_with_rows_that_were_asked_alike(tmp_path):
+    run = Run(tmp_path)
+    run.ask(PROMPTS[:5], as_ever, None, temperature=0.0)
+    run.ask(PROMPTS, as_ever, temperature=0.0)
+    assert run.compared() == [(0, 0)]
+
+
 def test_without_canaries_none_are_asked(tmp_path):
     assert Run(tmp_path).ask(PROMPTS, as_ever, None) == []

@@ -256,12 +256,12 @@ class TestTracebacks:
         assert leaks(tmp_path) == []
 
 
-@pytest.mark.parametrize("placeholder", ["x", "null", "EMPTY", "content"])
+@pytest.mark.parametrize("placeholder", ["x", "null", "EMPTY", "event"])
 def test_a_placeholder_for_servers_that_want_no_key_changes_no_answer(
     tmp_path: Path, placeholder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, placeholder)
-    text = f"an EMPTY box, or null content: {placeholder}"
+    text = f"an EMPTY box, or a null event: {placeholder}"
     with ScriptedServer(lambda seen, number: Act(body=Parrot("openai").answer(text))) as server:
         project = write(tmp_path, "openai", server)
         assert project.call(*RUN).code == 0

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.teacher.ask import ask
 from pipeline.teacher.identity import Listed, listed_in
 from pipeline.teacher.request import Asked
 from tests.faults.scripted_server import Act, ScriptedServer, Seen, echo, failure
-from tests.support import make_context
+from tests.support import make_context, wait_for
 
 QUICK = Retry(budget_s=20, first_wait_s=0.01, max_wait_s=0.05, timeout_s=5)
 PROMPTS = [f"prompt {i}" for i in range(80)]
@@ -100,7 +101,7 @@ def test_one_that_is_back_gets_requests_again(tmp_path):
 def test_when_none_answers_the_run_ends_resumable_within_the_budget(tmp_path):
     urls = [f"http://127.0.0.1:{closed_port()}/v1" for _ in range(2)]
     brief = QUICK.model_copy(update={"budget_s": 1.0})
-    with pytest.raises(Incomplete, match="has not answered|have no answer yet"):
+    with pytest.raises(Incomplete, match=r"has not answered|have no answer yet"):
         Pool(tmp_path, urls).texts(PROMPTS, brief)
 
 
@@ -152,6 +153,26 @@ class TestTheSameModel:
     def test_another_model_stops_the_run(self, tmp_path, after):
         with pytest.raises(Incomplete, match="since its outage"):
             self.run(tmp_path, after)
+
+    def test_another_model_at_a_url_that_was_down_stops_the_run_before_it_is_asked(self, tmp_path):
+        first = ScriptedServer(slowly, on_get=lambda _: listing(self.ONE))
+        second = ScriptedServer(slowly, on_get=lambda _: listing([{"id": "m", "root": "org/two"}]))
+        with ExitStack() as stack:
+            stack.enter_context(first)
+            pool = Pool(tmp_path, [first.url])
+
+            def exchange() -> None:
+                wait_for(lambda: len(first.seen) >= 10, "some answers")
+                stack.close()
+                wait_for(lambda: pool.events("endpoint_out"), "the outage is seen")
+                stack.enter_context(second.at(first.port))
+
+            exchanger = threading.Thread(target=exchange)
+            exchanger.start()
+            with pytest.raises(Incomplete, match="serves 'org/two' as 'm', before it was 'org/one'"):
+                pool.texts(PROMPTS)
+            exchanger.join()
+        assert second.seen == []
 
     def test_a_name_that_was_never_listed_is_not_looked_for(self, tmp_path):
         self.ONE = [{"id": "alias-of-m"}]

@@ -152,13 +152,19 @@ class TestPoison:
         assert max(served.restarts()) <= 2
         assert set(served.answered) == set(PROMPTS)
 
-    def test_the_refusal_is_remembered_as_long_as_the_engine_is_the_same(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(("prompt", "most"), [("large", 4), ("other", 32)])
+    def test_a_server_that_ran_out_of_memory_gets_half_as_many_requests_at_a_time(self, tmp_path, caplog, prompt, most):
+        served = Served(tmp_path, concurrency=32)
+        assert served.texts([f"{prompt} {command_server.POISON}"]) == ["engine_crash"]
+        said = [record.args for record in caplog.records if "too little memory" in record.message]
+        assert said == ([(16,), (8,), (most,)] if prompt == "large" else [])
+
+    def test_the_refusal_is_remembered_as_long_as_the_engine_is_the_same(self, tmp_path):
         served = Served(tmp_path, "--delay", "0.02")
         assert served.texts(["fine", command_server.POISON]) == ["FINE", "engine_crash"]
         starts = len(served.starts)
         assert served.texts(["fine", command_server.POISON]) == ["FINE", "engine_crash"]
         assert len(served.starts) == starts, "nothing was left to ask"
-        monkeypatch.setattr(command_server, "POISON", "POISON")
         newer = tmp_path / "python"
         newer.symlink_to(sys.executable)
         again = served.teacher.model_copy(update={"command": (str(newer), *served.teacher.command[1:])})

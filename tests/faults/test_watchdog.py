@@ -147,3 +147,20 @@ def test_the_record_of_another_machine_is_left_alone_and_one_of_before_a_restart
     (tmp_path / "ours.json").write_text(json.dumps({**record, "host": platform.node()}))
     assert watchdog.clear_stale(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.json"]
+
+
+@pytest.mark.parametrize(("names", "is_killed"), [(["sleeper"], True), (["vllm"], False), ([], False)])
+def test_what_is_left_of_a_group_without_its_leader_is_known_by_the_servers_name(tmp_path, names, is_killed):
+    family = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', "
+    family += "'Sleeper'], stdout=subprocess.DEVNULL).pid)"
+    leader = subprocess.Popen([sys.executable, "-c", family], stdout=subprocess.PIPE, start_new_session=True)
+    started = watchdog.started_at(leader.pid)
+    child = int(leader.communicate(timeout=20)[0])
+    try:
+        known = {"group": leader.pid, "boot": watchdog.boot_id(), "started": started, "names": names}
+        (tmp_path / "a.json").write_text(json.dumps(known))
+        assert watchdog.clear_stale(tmp_path) == ([leader.pid] if is_killed else [])
+        assert alive(child) is not is_killed
+    finally:
+        if alive(child):
+            os.kill(child, signal.SIGKILL)

@@ -33,7 +33,8 @@ def script(seen: Seen, _: int) -> Act:
 
 def config(server: ScriptedServer, **generate: object) -> GenerateStep:
     teacher = {"kind": "openai", "base_url": server.url, "provider": "p", "model": "m", "license": "Apache-2.0"}
-    return GenerateStep.model_validate({"teachers": {"tiny": teacher}, "generate": {"teacher": "tiny", "samples": 2, **generate}})
+    settings = {"teacher": "tiny", "samples": 2, **generate}
+    return GenerateStep.model_validate({"teachers": {"tiny": teacher}, "generate": settings})
 
 
 def with_license(cfg: GenerateStep, name: str) -> GenerateStep:
@@ -150,7 +151,7 @@ def test_replayed_completions_need_no_server(tmp_path, prompts):
     result = run(tmp_path, prompts, cfg)
     assert (result.rows_out, result.rejected) == (2, {"no_completion": 2})
     assert generate.input_files(cfg) == {"teachers.people.path": path}
-    assert isinstance(result.metrics["teacher"], dict) and result.metrics["teacher"]["origin"] == "people"
+    assert result.metrics["teachers"]["people"]["origin"] == "people"
 
 
 def test_a_prompt_of_several_sets_carries_the_terms_of_all(tmp_path):
@@ -159,12 +160,11 @@ def test_a_prompt_of_several_sets_carries_the_terms_of_all(tmp_path):
         writer.write(to_table(PROMPT_SCHEMA, [row]))
     with ScriptedServer(script) as server:
         cfg = config(server, samples=1)
-        terms = cfg.teacher.model_copy(update={"license": "mit"})
-        result = run(tmp_path, tmp_path / "prompts", cfg.model_copy(update={"teacher": terms}))
+        result = run(tmp_path, tmp_path / "prompts", with_license(cfg, "mit"))
     (record,) = iter_records(tmp_path / "out" / "rows")
     assert record.also_in == ("two", "zero")
     assert record.license_set == ("Apache-2.0", "CC-BY-NC-4.0", "MIT"), "one licence, one name"
-    assert result.metrics["teachers"]["people"]["license"] == "MIT"
+    assert result.metrics["teachers"]["tiny"]["license"] == "MIT"
 
 
 def test_an_unstated_licence_stays_unknown_and_a_blank_one_is_refused(tmp_path, prompts):

@@ -64,6 +64,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "hub": {
         **COMMON,
         "teachers": {"t": {"kind": "vllm", "model": "org/teacher", "revision": "r"}},
+        "generate": {**COMMON["generate"], "logprobs": {"top_k": 5}},  # type: ignore[dict-item]
         "prompts": {"sets": {"s": {"source": {"kind": "hub", "dataset": "org/d", "revision": "r"}}}},
     },
     "api": {
@@ -346,7 +347,7 @@ class TestLocalModels:
 
 COMMANDS = [
     ["serve", "--port", "{port}"],
-    ["/opt/bin/serve", "--host", "{host}", "--listen={port}"],
+    ["./bin/serve", "--host", "{host}", "--listen={port}"],
     ["serve", "--ctx", "8", "--port", "{port}"],
     ["other", "{port}"],
 ]

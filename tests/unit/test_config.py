@@ -73,6 +73,8 @@ class TestMarks:
         """A mark on a field that shapes rows is a stale result one day: read a change of this list twice."""
         assert {name for name, field in fields().items() if OPERATIONAL in field.metadata} == {
             "AnthropicTeacher.api_key",
+            "LogprobsConfig.accept_scaled",
+            "LogprobsConfig.api_limit",
             "Limits.output_tokens_per_minute",
             "Limits.input_tokens_per_minute",
             "Limits.requests_per_minute",
@@ -200,7 +202,7 @@ class TestWhatEachStageIsGiven:
 
     SECTIONS: dict[str, set[str]] = {  # noqa: RUF012 (a table)
         "prompts": {"prompts"},
-        "generate": {"generate", "teacher", "spending"},
+        "generate": {"generate", "teachers", "checks", "spending"},
         "filter": {"filter"},
         "dedup": {"dedup"},
         "dataset": {"dataset"},

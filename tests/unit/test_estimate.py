@@ -388,6 +388,16 @@ class TestPlan:
         plan = told(capsys)
         assert (plan["requests"], plan["unknown"], plan["warnings"]) == ([], [], [])
 
+    def test_nothing_is_fetched_to_count(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A model whose weights are not here yet has no identity, so nothing can be looked up."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(project / "hub"))
+        write(project, teachers={"api": {"kind": "vllm", "model": "Nobody/Nothing", "revision": "0" * 40}})
+        assert cli.main(["prompts", "run.yaml"]) == 0
+        (unknown,) = told(capsys)["unknown"]
+        assert unknown["why"].startswith("unknown until the weights of Nobody/Nothing are here")
+
     def test_teachers_are_counted_one_by_one(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         api = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "provider": "scripted", "model": "m"}
         write(project, teachers={"api": {**api, "price": PRICE}, "other": {**api, "model": "n"}})

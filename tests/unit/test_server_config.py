@@ -11,6 +11,7 @@ from pipeline.core.config_server import ServerTeacher, command_that_counts
 from pipeline.core.config_teacher import Sampling
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
+from pipeline.runner.doctor.needs import check_program
 from pipeline.teacher.launch import filled, installed_engine, launch_of
 from pipeline.teacher.request import Asked
 from pipeline.teacher.watchdog import names_of
@@ -38,7 +39,7 @@ class TestWhatCounts:
         "command",
         [
             ["serve", "--port", "{port}", "--ctx", "8"],
-            ["/opt/serve", "--ctx", "8", "--listen={host}:{port}"],
+            ["./bin/serve", "--ctx", "8", "--listen={host}:{port}"],
             ["serve", "--host", "{host}", "--ctx", "8", "{port}"],
         ],
     )
@@ -113,6 +114,12 @@ class TestRefused:
             pool("https://a.example/v1", url)
 
 
+class TestDoctor:
+    def test_a_program_that_is_not_there_is_said_before_a_run(self, tmp_path):
+        assert check_program(server(tmp_path, command=["no-such-program", "{port}"])).state == "fail"
+        assert check_program(server(tmp_path, command=["sh", "{port}"])).state == "ok"
+
+
 class TestLaunch:
     def test_placeholders_are_replaced_once_and_other_braces_stay(self):
         assert filled('{"a": "{port}"}', {"{port}": "{host}", "{host}": "x"}) == '{"a": "{host}"}'
@@ -134,7 +141,7 @@ class TestLaunch:
         ("command", "name"),
         [
             (["/usr/bin/python3.11", "-m", "vllm.entrypoints.openai.api_server", "--model", "x"], ["vllm"]),
-            (["/opt/llama-server", "--port", "1"], ["llama-server"]),
+            (["bin/llama-server", "--port", "1"], ["llama-server"]),
             (["python", "/a/serve.py", "8"], ["serve"]),
         ],
     )

@@ -37,9 +37,9 @@ def run(cfg: GenerateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     teacher, sample).
 
     A completion is kept whatever its finish reason; the filter judges it. Rejected: `bad_request`, `oversize`,
-    `content_filter`, `refusal`, `bad_payload`, `empty` (see teacher/verdict.py), `no_completion`, `length` (where
-    `on_length` drops), `gave_up:<class>` (where `allow_missing` allows it), and `outbound:<kind>`: the prompt holds
-    what must not leave this machine, so it is not asked (text/outbound.py).
+    `content_filter`, `refusal`, `bad_payload`, `empty` (see teacher/verdict.py), `engine_crash` (teacher/poison.py),
+    `no_completion`, `length` (where `on_length` drops), `gave_up:<class>` (where `allow_missing` allows it), and
+    `outbound:<kind>`: the prompt holds what must not leave this machine, so it is not asked (text/outbound.py).
 
     Raises:
         Incomplete, UsageError, Interrupted: see `pipeline.teacher.ask.Asker`.

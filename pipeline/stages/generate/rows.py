@@ -132,12 +132,12 @@ def teacher_facts(cfg: GenerateStep, licenses: Mapping[str, str], asked: Mapping
     """Who answered, for the manifest. No local path: it may hold a user's name, and the identity says more."""
     return {
         name: {
-            "kind": teacher.kind,
+            "kind": cfg.teachers[name].kind,
             "license": licenses[name],
-            "identity": asked[name].identity,
-            **_source(teacher),
+            "identity": how.identity,
+            **_source(cfg.teachers[name]),
         }
-        for name, teacher in cfg.teachers.items()
+        for name, how in asked.items()
     }
 
 
