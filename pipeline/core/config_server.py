@@ -1,5 +1,6 @@
 """Config of the teachers whose servers we start and stop on this machine; vLLM's own settings: config_teacher.py."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal
 
@@ -25,6 +26,7 @@ VARIABLES_WITHOUT_EFFECT: Final = frozenset(
 count."""
 SECRET_WORDS: Final = frozenset({"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD"})
 SECRET_FLAGS: Final = frozenset({"--api-key", "--api_key", "--token", "--hf-token"})
+PYTHON: Final = re.compile(r"python[0-9.]*")
 PORT: Final = "{port}"
 HOST: Final = "{host}"
 MODEL: Final = "{model}"
@@ -55,8 +57,9 @@ def command_that_counts(command: Sequence[str]) -> list[Json]:
 
 
 def program_name(command: Sequence[str]) -> str:
-    """Name of a command's program, without its folder."""
-    return command[0].rpartition("/")[2]
+    """Name of a command's program, without its folder, and of Python without its version."""
+    name = command[0].rpartition("/")[2]
+    return "python" if PYTHON.fullmatch(name) else name
 
 
 class LocalServer(LocalModel):

@@ -183,7 +183,12 @@ def to_table(schema: pa.Schema, rows: Sequence[Prompt] | Sequence[Record], reaso
     Raises:
         ValueError: a required value is None, or a row has other fields than the schema.
     """
-    columns: dict[str, list[Any]] = {name: [_plain(getattr(row, name)) for row in rows] for name in _names(schema)}
+    columns: dict[str, list[Any]] = {
+        name: [_message_dicts(getattr(row, name)) for row in rows]
+        if schema.field(name).type == MESSAGES
+        else [getattr(row, name) for row in rows]
+        for name in _names(schema)
+    }
     if "reason" in schema.names:
         columns["reason"] = list(reasons)
     table = pa.table(columns, schema=schema)
@@ -197,11 +202,9 @@ def _names(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if name != "reason"]
 
 
-def _plain(value: Any) -> Any:
-    """Message tuples as dicts, everything else as it is."""
-    if isinstance(value, tuple) and value and isinstance(value[0], Message):
-        return [message_dict(message) for message in value]
-    return value
+def _message_dicts(messages: Sequence[Message] | None) -> list[dict[str, Any]] | None:
+    """None stays None: which columns may hold it is checked for all at once."""
+    return None if messages is None else [message_dict(message) for message in messages]
 
 
 def message_dict(message: Message) -> dict[str, Any]:

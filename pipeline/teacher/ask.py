@@ -16,6 +16,7 @@ from pipeline.core.config_teacher import ReplayTeacher, Retry, Teacher
 from pipeline.core.errors import Incomplete
 from pipeline.core.record import ToolCall
 from pipeline.core.stage import Context, check_cancelled
+from pipeline.core.targets import TokenLogprobs
 from pipeline.teacher.fetcher import Fetcher
 from pipeline.teacher.launch import installed_engine
 from pipeline.teacher.reasoning import split_reasoning, tags_of
@@ -23,6 +24,7 @@ from pipeline.teacher.replay import Replayed
 from pipeline.teacher.request import Asked, Request
 from pipeline.teacher.responses import Outcome, ResponseStore
 from pipeline.teacher.rounds import READ_ROWS, cut_requests, resolve, rounds_of
+from pipeline.teacher.temperature import Scale, stored_scale
 
 NOBODYS = Spending()
 KEEP = Keep(kind="keep")
@@ -39,6 +41,7 @@ class Answer:
             except that thinking inside the text is split off where the teacher declares `reasoning_tags`; empty for a
             rejected request.
         model, fingerprint: of what answered, as an API names them; None for a server of our own, which we name.
+        logprobs: of its tokens, where `Asked.logprobs` wants them.
     """
 
     key: str
@@ -52,6 +55,7 @@ class Answer:
     tool_calls: tuple[ToolCall, ...] = ()
     model: str | None = None
     fingerprint: str | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 class Asker:
@@ -142,6 +146,13 @@ class Asker:
         """Requests that stay without an answer."""
         return 0 if self._fetcher is None else len(self._fetcher.given_up)
 
+    @property
+    def scale(self) -> Scale | None:
+        """What the temperature does to this teacher's logprobs; None: it was never tried, or none are asked for."""
+        if self._asked.logprobs is None or self._fetcher is None:
+            return None
+        return stored_scale(self._fetcher.store, self._asked)
+
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """The answer to each request; all are in memory, so give some at a time (`READ_ROWS`).
 
@@ -154,7 +165,7 @@ class Asker:
             outcomes = [*self._replayed.outcomes(requests)]
         elif self._fetcher is not None:
             store, given_up = self._fetcher.store, self._fetcher.given_up
-            outcomes = resolve(store, self._asked, self._rounds, requests, given_up)
+            outcomes = resolve(store, self._asked, self._rounds, requests, given_up, keep_logprobs=True)
         return [self._answer(request, outcome) for request, outcome in zip(requests, outcomes, strict=True)]
 
     def _answer(self, request: Request, outcome: Outcome | None) -> Answer:
@@ -182,6 +193,7 @@ class Asker:
             tool_calls=reply.tool_calls,
             model=reply.model if names_itself else None,
             fingerprint=reply.fingerprint if names_itself else None,
+            logprobs=outcome.logprobs,
         )
 
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -24,8 +24,10 @@ from pipeline.teacher.budget import Amount
 from pipeline.teacher.canary import ask_canaries, canary_requests
 from pipeline.teacher.client import Client
 from pipeline.teacher.drift import Drift
+from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.fetch import Counts, Fetch, Work, fetch_hits
 from pipeline.teacher.gate import Entrance
+from pipeline.teacher.logprobs import started_for
 from pipeline.teacher.lookup import look_up_all
 from pipeline.teacher.loop import Loop
 from pipeline.teacher.prices import Price, price_of
@@ -34,6 +36,7 @@ from pipeline.teacher.request import Asked, Request
 from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.server import Serving, serving
 from pipeline.teacher.spending import Purse, check_priced
+from pipeline.teacher.temperature import settle_scale
 from pipeline.teacher.transport import open_session
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ class Fetcher:
         self._stack = ExitStack()
         self._open: Open | None = None
         self._total = Counts()
+        self._scale_is_settled = False
         self.canaries: tuple[Canaries, list[Request]] | None = None
         """Prompts that are asked anew before anything else is asked, once, and what follows from their answers."""
 
@@ -116,6 +120,7 @@ class Fetcher:
             if left is None:
                 return
             work = left
+            self._settle_scale(opened, asked, work)
             self._ask_canaries(opened, asked, work)
             opened.loop.run(
                 Fetch(
@@ -133,6 +138,18 @@ class Fetcher:
         client = self._client(opened, how, work)
         opened.loop.run(ask_canaries(client, self.store, how, requests, rules, self._ctx))
         self.canaries = None
+
+    def _settle_scale(self, opened: "Open", asked: Asked, work: "Work") -> None:
+        if asked.logprobs is None or self._scale_is_settled:
+            return
+
+        def client_for(how: Asked, endpoints: Sequence[Endpoint]) -> Client:
+            client = self._client(opened, how, work)
+            return replace(client, endpoints=endpoints, entrance=Entrance([each.gate for each in endpoints]))
+
+        endpoints = opened.serving.endpoints[: 1 if isinstance(self._teacher, LocalServer) else None]
+        opened.loop.run(settle_scale(client_for, self.store, asked, endpoints, self._ctx))
+        self._scale_is_settled = True
 
     def _client(self, opened: "Open", asked: Asked, work: "Work") -> Client:
         return Client(
@@ -164,16 +181,20 @@ class Fetcher:
         stack.callback(loop.close)
         served = AsyncExitStack()
         stack.callback(lambda: loop.run(served.aclose()))
-        session, serving = loop.run(self._serve(served))
+        session, serving = loop.run(self._serve(served, asked))
         recorder = Recorder(self.store, spending.run, spending.teacher)
         batch = (self._batch, ctx, self.store, recorder, purse, tracker, self._may_miss)
         means = Means(self._teacher, self._retry, spending, *batch)
         self._open = Open(loop, session, serving, recorder, purse, means)
         return self._open
 
-    async def _serve(self, stack: AsyncExitStack) -> tuple[aiohttp.ClientSession, Serving]:
+    async def _serve(self, stack: AsyncExitStack, asked: Asked) -> tuple[aiohttp.ClientSession, Serving]:
         session = await stack.enter_async_context(open_session(self._retry.timeout_s))
-        return session, await stack.enter_async_context(serving(self._teacher, session, self._ctx))
+        teacher = started_for(self._teacher, asked.logprobs)
+        served = await stack.enter_async_context(serving(teacher, session, self._ctx))
+        for endpoint in served.endpoints:
+            endpoint.logprobs = asked.logprobs
+        return session, served
 
     def _report(self, purse: Purse) -> None:
         retries: dict[str, Json] = {**dict(sorted(self._total.retries.items()))}

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -54,10 +54,10 @@ def _may_hold(statistics: pq.Statistics | None, keys: list[bytes]) -> bool:
     return first < len(keys) and keys[first] <= statistics.max
 
 
-def write_folded(folder: Path, schema: pa.Schema, rows: Iterable[Sequence[object]]) -> int:
+def write_folded(folder: Path, schema: pa.Schema, rows: Iterable[Sequence[Any]]) -> int:
     """Write sorted rows as `<sha256>.parquet` by fsync and rename; no rows write no file. Returns the row count."""
     temporary = folder / f".{secrets.token_hex(8)}.tmp"
-    groups = _groups(rows)
+    groups = _groups(rows, schema.get_field_index("body"))
     first = next(groups, None)
     if first is None:
         return 0
@@ -67,13 +67,14 @@ def write_folded(folder: Path, schema: pa.Schema, rows: Iterable[Sequence[object
         temporary.unlink(missing_ok=True)
 
 
-def _groups(rows: Iterable[Sequence[object]]) -> Iterator[list[Sequence[object]]]:
-    """Rows as row groups: `GROUP_ROWS`, or fewer where their bodies are long (with logprobs they are)."""
-    group: list[Sequence[object]] = []
+def _groups(rows: Iterable[Sequence[Any]], body_at: int) -> Iterator[list[Sequence[Any]]]:
+    """Rows as row groups: `GROUP_ROWS`, or fewer where their bodies, if they have some, are long (with logprobs they
+    are)."""
+    group: list[Sequence[Any]] = []
     size = 0
     for row in rows:
         group.append(row)
-        size += sum(len(value) for value in row if isinstance(value, bytes))
+        size += len(row[body_at]) if body_at >= 0 else 0
         if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
             yield group
             group, size = [], 0
@@ -81,7 +82,7 @@ def _groups(rows: Iterable[Sequence[object]]) -> Iterator[list[Sequence[object]]
         yield group
 
 
-def _write_sorted(folder: Path, temporary: Path, schema: pa.Schema, groups: Iterable[list[Sequence[object]]]) -> int:
+def _write_sorted(folder: Path, temporary: Path, schema: pa.Schema, groups: Iterable[list[Sequence[Any]]]) -> int:
     count = 0
     with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as sink:
         fcntl.flock(sink, fcntl.LOCK_EX)

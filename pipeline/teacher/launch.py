@@ -11,6 +11,7 @@ from pipeline.core.config_server import HOST, MODEL, PORT, LocalServer, ServerTe
 from pipeline.core.config_teacher import VllmTeacher
 from pipeline.core.lineage import digest_json
 from pipeline.teacher.request import model_folder
+from pipeline.teacher.watchdog import names_of
 
 VLLM_NAME = "teacher"
 """What vLLM calls the served model in requests; no path leaves this machine."""
@@ -60,7 +61,7 @@ def launch_of(teacher: LocalServer, *, seeded_on_cpu: bool = False) -> Launch:
     """
     model = str(model_folder(teacher).absolute())
     if isinstance(teacher, ServerTeacher):
-        name = program_name(teacher.command)
+        name = engine_name(teacher.command)
         return Launch(
             label=f"the server {name}",
             command=tuple(filled(arg, {MODEL: model}) for arg in (*teacher.command, *teacher.operational_args)),
@@ -80,6 +81,11 @@ def launch_of(teacher: LocalServer, *, seeded_on_cpu: bool = False) -> Launch:
         engine="vllm",
         version_path="/version",
     )
+
+
+def engine_name(command: Sequence[str]) -> str:
+    """Name of the engine that a command starts: its program, or what Python runs."""
+    return next(iter(names_of(list(command))), program_name(command))
 
 
 def vllm_command(teacher: VllmTeacher, model: str) -> tuple[str, ...]:
@@ -115,7 +121,7 @@ def installed_engine(teacher: LocalServer) -> str:
     command: Sequence[str] = teacher.command if isinstance(teacher, ServerTeacher) else VLLM_COMMAND
     found = shutil.which(command[0])
     if found is None:
-        return program_name(command)
+        return engine_name(command)
     packages = sorted(Path(found).parent.parent.glob("lib/python3*/site-packages"))
     stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (Path(found), *packages)]
-    return f"{program_name(command)} {digest_json([list(each) for each in stats])[:12]}"
+    return f"{engine_name(command)} {digest_json([list(each) for each in stats])[:12]}"

@@ -46,10 +46,13 @@ class Line(Generic[Wanted, Taken]):
 
     async def enter(self, wanted: Wanted) -> Taken:
         """Wait for one's turn; at once, without giving way to other tasks, if nobody waits and there is enough."""
+        if not self._waiting:
+            taken = self._take(wanted)
+            if not isinstance(taken, Wait):
+                return taken
+            self._set_timer(taken.seconds)
         turn: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
         self._waiting[turn] = wanted
-        if len(self._waiting) == 1:
-            self.wake()
         try:
             return await turn
         except asyncio.CancelledError:

@@ -7,7 +7,7 @@ Google's `candidates[0].logprobsResult`. Numbers are read as float64 and given a
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ FLOOR: Final = -9999.0
 TOKEN_ID: Final = "token_id:"
 MASS: Final = 1.01
 """What probabilities of different tokens may add up to, with all the rounding of their making."""
+LARGEST: Final = math.log(MASS)
 SAME: Final = 1e-3
 """How far two numbers for one token may lie apart."""
 
@@ -38,9 +39,9 @@ class BadLogprobs(ValueError):
     """Logprobs of a body that cannot be used, and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A token as a body names it. `id` is None where it gives texts only."""
+class Candidate(NamedTuple):
+    """A token as a body names it; `id` is None where it gives texts only. There are 20 for each token of an answer, so
+    that it is a tuple."""
 
     id: int | None
     text: bytes | None
@@ -89,7 +90,7 @@ def read_logprobs(wire: str, body: bytes, asked: LogprobsAsked) -> TokenLogprobs
     parsed, _ = load_json(body)
     try:
         positions = reader(parsed, asked.ids)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise BadLogprobs("there are none") from error
     return _assembled([_settled(position, asked.top_k) for position in positions])
 
@@ -125,7 +126,7 @@ def held_logprobs(wire: str, body: bytes) -> LogprobsAsked | None:
     for ids in (True, False):
         try:
             positions = READERS[wire](load_json(body)[0], ids)
-        except (KeyError, TypeError, IndexError, AttributeError, BadLogprobs):
+        except (KeyError, TypeError, IndexError, AttributeError, OverflowError, BadLogprobs):
             continue
         told = min((_told(each.sampled, _distinct(each.top)) for each in positions), default=0)
         asked = LogprobsAsked(max(1, told), told, ids)
@@ -166,12 +167,13 @@ def _openai_positions(parsed: Any, ids: bool) -> list[Position]:
 
 
 def _openai_token(plain: Mapping[str, Any], ids: bool, *, is_top: bool = False) -> Candidate:
-    token, numbers = plain["token"], plain.get("bytes")
-    id_ = _token_id(token) if ids else None
-    text = token.encode("utf-8", "surrogatepass") if numbers is None else _bytes(numbers)
-    if ids:  # of the best ones vLLM spells "token_id:123" in bytes
-        text = None if is_top or numbers is None else text
-    return Candidate(id_, text, _logprob(plain["logprob"]))
+    token, logprob = plain["token"], _logprob(plain["logprob"])
+    if ids and is_top:  # in whose bytes vLLM spells "token_id:123"
+        return Candidate(_token_id(token), None, logprob)
+    numbers = plain.get("bytes")
+    if ids:
+        return Candidate(_token_id(token), None if numbers is None else _bytes(numbers), logprob)
+    return Candidate(None, token.encode("utf-8", "surrogatepass") if numbers is None else _bytes(numbers), logprob)
 
 
 def _token_id(token: str) -> int:
@@ -189,12 +191,11 @@ def _bytes(numbers: Any) -> bytes:
 
 
 def _logprob(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) is not float and type(value) is not int:
         raise BadLogprobs("a value is no number")
-    number = float(value)
-    if math.isnan(number) or number > math.log(MASS):
-        raise BadLogprobs(f"{number:g} is no log-probability")
-    return number
+    if not value <= LARGEST:
+        raise BadLogprobs(f"{value:g} is no log-probability")
+    return float(value)
 
 
 def _check_ids(positions: Sequence[Position], token_ids: Any, completion_tokens: Any) -> None:
@@ -294,7 +295,7 @@ def _distinct(top: Sequence[Candidate]) -> list[Candidate]:
     """Each token once. Different tokens may have one text, so that those without ids are told apart by value too."""
     seen: dict[object, Candidate] = {}
     for each in top:
-        known = seen.setdefault(each.name if each.id is not None else (each.text, each.logprob), each)
+        known = seen.setdefault((each.text, each.logprob) if each.id is None else each.id, each)
         if known.logprob != each.logprob:
             raise BadLogprobs("two values for one token")
     return [*seen.values()]

@@ -21,10 +21,17 @@ class Looked:
     cut: int = 0
 
 
-def look_up(store: ResponseStore, asked: Asked, requests: Sequence[Request]) -> list[Outcome | None]:
-    """What is stored for each request that stands for it; None: nothing."""
+def look_up(
+    store: ResponseStore, asked: Asked, requests: Sequence[Request], *, keep_logprobs: bool = False
+) -> list[Outcome | None]:
+    """What is stored for each request that stands for it; None: nothing.
+
+    Args:
+        keep_logprobs: as in `ResponseStore.get_many`.
+    """
     keys = [bytes.fromhex(request.key) for request in requests]
-    found = store.get_many(dict.fromkeys(keys, asked.sampling.max_tokens), asked.room, asked.logprobs)
+    caps = dict.fromkeys(keys, asked.sampling.max_tokens)
+    found = store.get_many(caps, asked.room, asked.logprobs, keep_logprobs=keep_logprobs)
     outcomes = [found.get(key) for key in keys]
     return [
         None if outcome is None else outcome.as_asked(offers_tools=request.tools is not None)

@@ -198,6 +198,12 @@ def _full_bucket(per_minute: int, burst_minutes: float, now: float) -> Bucket:
 
 OPENAI_UNITS: Final = {"requests": Unit.REQUESTS, "tokens": Unit.TOKENS}
 ANTHROPIC_UNITS: Final = {**OPENAI_UNITS, "input-tokens": Unit.INPUT, "output-tokens": Unit.OUTPUT}
+_FACTS: Final = ("remaining", "reset", "limit")
+QUOTAS: Final[tuple[tuple[Unit, tuple[str, ...]], ...]] = (
+    *((unit, tuple(f"x-ratelimit-{fact}-{name}" for fact in _FACTS)) for name, unit in OPENAI_UNITS.items()),
+    *((unit, tuple(f"anthropic-ratelimit-{name}-{fact}" for fact in _FACTS)) for name, unit in ANTHROPIC_UNITS.items()),
+)
+"""Names of the headers that tell what is left, when it is more, and how much there is."""
 DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?", re.ASCII)
 """Go's notation of a duration: `6m0s`, `1h2m3.5s`, `12ms`."""
 
@@ -211,20 +217,19 @@ def read_quotas(headers: Mapping[str, str], *, now: float | None = None) -> tupl
         headers: looked up by lower-case name; aiohttp's mapping knows names in any case.
         now: Unix time against which a date is read where the response has no `date`; None: the clock.
     """
-    names = [
-        *((unit, f"x-ratelimit-{{}}-{name}") for name, unit in OPENAI_UNITS.items()),
-        *((unit, f"anthropic-ratelimit-{name}-{{}}") for name, unit in ANTHROPIC_UNITS.items()),
-    ]
-    quotas = (_read_quota(unit, pattern, headers, now) for unit, pattern in names)
+    quotas = (_read_quota(unit, names, headers, now) for unit, names in QUOTAS if names[0] in headers)
     return tuple(quota for quota in quotas if quota is not None)
 
 
-def _read_quota(unit: Unit, pattern: str, headers: Mapping[str, str], now: float | None) -> Quota | None:
-    remaining = _read_count(headers.get(pattern.format("remaining")))
+def _read_quota(
+    unit: Unit, names: tuple[str, ...], headers: Mapping[str, str], now: float | None
+) -> Quota | None:
+    of_remaining, of_reset, of_limit = names
+    remaining = _read_count(headers.get(of_remaining))
     if remaining is None:
         return None
-    reset_s = _read_reset(headers.get(pattern.format("reset"), "").strip(), headers.get("date", ""), now)
-    limit = _read_count(headers.get(pattern.format("limit")))
+    reset_s = _read_reset(headers.get(of_reset, "").strip(), headers.get("date", ""), now)
+    limit = _read_count(headers.get(of_limit))
     return None if reset_s is None else Quota(unit, limit, remaining, reset_s)
 
 

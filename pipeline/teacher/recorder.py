@@ -23,7 +23,8 @@ class Recorder:
     def __init__(self, store: ResponseStore, run: str | None = None, teacher: str | None = None) -> None:
         self._store, self._run, self._teacher = store, run, teacher
         self._next_attempt = 1
-        self._committed: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        """One for each that waits for the group: whoever is cancelled takes nobody along."""
         self._intents: list[Attempt] = []
         self._outcomes: list[Ended] = []
         self._answers: list[Stored] = []
@@ -55,26 +56,32 @@ class Recorder:
         await self._commit()
 
     async def _commit(self) -> None:
-        if self._committed is None:
-            loop = asyncio.get_running_loop()
-            self._committed = loop.create_future()
-            loop.call_soon(self._write, self._committed)
-        committed = self._committed
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._write)
+        committed = loop.create_future()
+        self._waiting.append(committed)
         if len(self._intents) + len(self._outcomes) + len(self._answers) >= LARGEST_GROUP:
-            self._write(committed)
-        await asyncio.shield(committed)
+            self._write()
+        await committed
 
-    def _write(self, group: asyncio.Future[None]) -> None:
-        if group.done():
+    def _write(self) -> None:
+        if not self._waiting:
             return  # the group was full before the tick ended
-        intents, outcomes, answers = self._intents, self._outcomes, self._answers
-        self._intents, self._outcomes, self._answers, self._committed = [], [], [], None
+        intents, outcomes, answers, waiting = self._intents, self._outcomes, self._answers, self._waiting
+        self._intents, self._outcomes, self._answers, self._waiting = [], [], [], []
+        failure: PipelineError | None = None
         try:
             self._store.put(answers, intents=intents, outcomes=outcomes)
         except PipelineError as error:  # handed on to every waiter, not swallowed
-            group.set_exception(error)
-            return
-        group.set_result(None)
+            failure = error
+        for each in waiting:
+            if each.done():
+                continue  # cancelled: what it wanted stored is stored all the same
+            if failure is None:
+                each.set_result(None)
+            else:
+                each.set_exception(failure)
 
 
 def now_ms() -> int:

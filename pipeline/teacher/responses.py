@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 
@@ -29,12 +30,12 @@ from pipeline.teacher.folded import damaged_file, find_answers, write_folded
 from pipeline.teacher.logprobs import BAD_LOGPROBS, find_logprobs, is_refused, lacks_logprobs
 from pipeline.teacher.salvage import salvage
 from pipeline.teacher.segment import (
-    ATTEMPT_COLUMNS,
     Attempt,
     DeadSegment,
     Ended,
     Segment,
     Stored,
+    attempt_values,
     read_answers,
     read_attempts,
     segment_paths,
@@ -85,6 +86,10 @@ ATTEMPT_SCHEMA = pa.schema(
     ]
 )
 """Files that were written before attempts were priced lack the columns from `run` on."""
+
+
+answer_row = attrgetter(*ANSWER_SCHEMA.names)
+"""The values of a `Stored`, in the order of `ANSWER_SCHEMA`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +299,7 @@ class ResponseStore:
                 if intact is None:
                     self._sound.add(path.name)
                     continue
-                write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, intact.answers))
+                write_folded(self._answers, ANSWER_SCHEMA, map(answer_row, intact.answers))
                 write_folded(self._attempts, ATTEMPT_SCHEMA, (_attempt_row(path, each) for each in intact.attempts))
                 segment.move(self._folder / "damaged")
             place = self._folder / "damaged" / path.name
@@ -311,7 +316,7 @@ class ResponseStore:
             segments = [stack.enter_context(closing(segment)) for segment in claimed if segment is not None]
             paths = [segment.path for segment in segments]
             answers = heapq.merge(*map(read_answers, paths), key=lambda stored: (stored.key, stored.stored_ms))
-            count = write_folded(self._answers, ANSWER_SCHEMA, map(_answer_row, answers))
+            count = write_folded(self._answers, ANSWER_SCHEMA, map(answer_row, answers))
             attempts = heapq.merge(*map(_attempt_rows, paths), key=lambda row: (row[2], row[0], row[1]))
             write_folded(self._attempts, ATTEMPT_SCHEMA, attempts)
             for segment in segments:
@@ -333,14 +338,10 @@ class ResponseStore:
                 path.unlink()
 
 
-def _answer_row(stored: Stored) -> tuple[object, ...]:
-    return tuple(getattr(stored, name) for name in ANSWER_SCHEMA.names)
-
-
 def _attempt_rows(path: Path) -> Iterator[tuple[object, ...]]:
     for attempt in read_attempts(path):
         yield _attempt_row(path, attempt)
 
 
 def _attempt_row(path: Path, attempt: Attempt) -> tuple[object, ...]:
-    return (path.stem, *(getattr(attempt, name) for name in ATTEMPT_COLUMNS))
+    return (path.stem, *attempt_values(attempt))

@@ -72,14 +72,17 @@ def resolve(
     rounds: Sequence[Round],
     requests: Sequence[Request],
     given_up: Mapping[str, str] | None = None,
+    *,
+    keep_logprobs: bool = False,
 ) -> list[Outcome | None]:
     """What is stored for each request after these rounds; None where the first round has nothing.
 
     Args:
         given_up: keys that stay without an answer -> class of their failure.
+        keep_logprobs: as in `ResponseStore.get_many`.
     """
     missing = given_up or {}
-    outcomes = look_up(store, asked, requests)
+    outcomes = look_up(store, asked, requests, keep_logprobs=keep_logprobs)
     outcomes = [
         Outcome(None, f"gave_up:{missing[request.key]}") if outcome is None and request.key in missing else outcome
         for request, outcome in zip(requests, outcomes, strict=True)
@@ -92,7 +95,7 @@ def resolve(
         ]
         if not further:
             break
-        found = look_up(store, each.asked, [request for _, request in further])
+        found = look_up(store, each.asked, [request for _, request in further], keep_logprobs=keep_logprobs)
         for (at, _), outcome in zip(further, found, strict=True):
             before = outcomes[at]
             if before is not None and outcome is not None:

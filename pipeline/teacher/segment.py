@@ -7,7 +7,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ CREATE TABLE attempts (
 """
 COLUMNS = "key, cap, stored_ms, teacher, model, engine, wire, status, rejected, body, room, check_sum"
 """In the order of the table: rows are also read from its pages (salvage.py)."""
+BODY_AT = 9
 OLD_ATTEMPT_COLUMNS = ("id", "key", "cap", "sent_ms", "outcome")
 """Of segments that were written before attempts were priced; what they lack is None."""
 ATTEMPT_COLUMNS = (
@@ -155,7 +156,7 @@ class Segment:
         with self._db:
             self._db.execute("BEGIN")
             if intents:
-                self._db.executemany(INSERT_ATTEMPT, map(_attempt_values, intents))
+                self._db.executemany(INSERT_ATTEMPT, map(attempt_values, intents))
             if outcomes:
                 self._db.executemany(END_ATTEMPT, map(_ended_values, outcomes))
             if answers:
@@ -337,7 +338,7 @@ def lock_path(segment: Path) -> Path:
     return segment.with_suffix(".lock")
 
 
-_attempt_values = attrgetter(*ATTEMPT_COLUMNS)
+attempt_values = attrgetter(*ATTEMPT_COLUMNS)
 _ended_values = attrgetter("id", "outcome", "status", "input_tokens", "output_tokens", "cost", "request_id")
 
 
@@ -367,8 +368,9 @@ def stored_of(row: Sequence[Any]) -> Stored:
     """
     if _check_sum(row[:-1]) != row[-1]:
         raise sqlite3.DatabaseError("the check sum of an answer does not match")
-    stored = Stored(*row[:-1])
-    return replace(stored, body=zlib.decompress(stored.body))
+    values = [*row[:-1]]
+    values[BODY_AT] = zlib.decompress(values[BODY_AT])
+    return Stored(*values)
 
 
 def text_of(raw: bytes) -> str:

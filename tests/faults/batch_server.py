@@ -61,9 +61,9 @@ def prompt_of(body: dict[str, Any]) -> str:
     return str(body["messages"][-1]["content"])
 
 
-def openai_answer(body: dict[str, Any], text: str) -> dict[str, Any]:
+def openai_answer(body: dict[str, Any], text: str, finish: str = "stop") -> dict[str, Any]:
     """A chat completion."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
     usage = {"prompt_tokens": USAGE[0], "completion_tokens": USAGE[1], "total_tokens": sum(USAGE)}
     return {
         "id": "chatcmpl-1",
@@ -74,7 +74,7 @@ def openai_answer(body: dict[str, Any], text: str) -> dict[str, Any]:
     }
 
 
-def anthropic_answer(body: dict[str, Any], text: str) -> dict[str, Any]:
+def anthropic_answer(body: dict[str, Any], text: str, finish: str = "stop") -> dict[str, Any]:
     """A message."""
     return {
         "id": "msg_1",
@@ -82,7 +82,7 @@ def anthropic_answer(body: dict[str, Any], text: str) -> dict[str, Any]:
         "role": "assistant",
         "model": body["model"],
         "content": [{"type": "text", "text": text}],
-        "stop_reason": "end_turn",
+        "stop_reason": "max_tokens" if finish == "length" else "end_turn",
         "usage": {"input_tokens": USAGE[0], "output_tokens": USAGE[1]},
     }
 
@@ -93,6 +93,7 @@ class BatchServer:
     Attributes:
         fate: decides on a job by its number, from 0.
         line: decides on a line: None: it is answered, else status and error object (OpenAI) or error (Anthropic).
+        finish: why the answer to a prompt ends, in OpenAI's word.
         before: called with "METHOD /path" before a call is looked at; what it returns is the reply, None goes on.
         after: called when a call took effect, before its reply leaves; True: the reply never does.
         billed: prompt -> how often it was answered, by jobs and online.
@@ -104,6 +105,7 @@ class BatchServer:
     def __init__(self) -> None:
         self.fate: Callable[[int], Fate] = lambda number: Fate()
         self.line: Callable[[str], Reply | None] = lambda prompt: None
+        self.finish: Callable[[str], str] = lambda prompt: "stop"
         self.before: Callable[[str], Reply | None] = lambda call: None
         self.after: Callable[[str], bool] = lambda call: False
         self.billed: Counter[str] = Counter()
@@ -199,7 +201,7 @@ class BatchServer:
                 "response": {
                     "status_code": 200,
                     "request_id": f"req-{name[:8]}",
-                    "body": openai_answer(body, prompt_of(body).upper()),
+                    "body": openai_answer(body, prompt_of(body).upper(), self.finish(prompt_of(body))),
                 },
                 "error": None,
             }
@@ -270,7 +272,10 @@ class BatchServer:
             return {"type": "canceled" if job.ended_as == "cancelled" else "expired"}
         if isinstance(result, tuple):
             return {"type": "errored", "error": {"type": "error", "error": result[1], "request_id": "req_1"}}
-        return {"type": "succeeded", "message": anthropic_answer(result, prompt_of(result).upper())}
+        return {
+            "type": "succeeded",
+            "message": anthropic_answer(result, prompt_of(result).upper(), self.finish(prompt_of(result))),
+        }
 
     # ----------------------------------------------------------------------------------------------- calls
 

@@ -33,6 +33,7 @@ from pipeline.teacher.budget import Amount
 from pipeline.teacher.history import attempts_of
 from pipeline.teacher.prices import Price, batch_price_of
 from pipeline.teacher.request import Asked, Request
+from pipeline.teacher.segment import read_answers, segment_paths
 from tests.faults.batch_server import USAGE, BatchServer, Fate
 from tests.support import make_context, wait_for
 
@@ -237,12 +238,8 @@ class TestJobs:
     ) -> None:
         server.fate = lambda number: Fate(polls=None)
         buyer = Buyer(tmp_path, server, kind)
-        stop = threading.Thread(
-            target=lambda: (wait_for(lambda: len(server.jobs) == 3, "jobs"), buyer.ctx.cancel.set())
-        )
-        stop.start()
-        error = buyer.stopped(Interrupted)
-        stop.join()
+        with stopping(buyer, lambda: _recorded(buyer)):
+            error = buyer.stopped(Interrupted)
         assert error.exit_code == ExitCode.INTERRUPTED
         assert "batch jobs stay open at the provider" in error.what and "mode: online" in error.todo
         assert buyer.open_jobs() == 3
@@ -271,12 +268,14 @@ class TestJobs:
         leave_jobs_open(buyer)
         for job in server.jobs.values():
             job.fate = Fate(polls=0)
+        server.fate = lambda number: Fate()
+        server.finish = lambda prompt: "length" if prompt == "prompt 0" and len(server.jobs) == 3 else "stop"
         higher = Asked.of(buyer.teacher, Sampling(max_tokens=128), 0, DigestCache(tmp_path / "digests.json"))
         requests = [higher.request("set", f"p{at}", 0, [Message("user", text)]) for at, text in enumerate(PROMPTS)]
         with Asker(buyer.teacher, higher, QUICK, buyer.ctx, batch=BatchConfig(poll_s=0.02)) as asker:
             asker.fetch(requests)
-            assert texts(asker.answers(requests)) == WANTED
-        assert len(server.jobs) == 3 and server.billed == ONCE
+            assert {answer.finish_reason for answer in asker.answers(requests)} == {"stop"}
+        assert len(server.jobs) == 4 and server.billed == ONCE + Counter(["prompt 0"])
 
 
 @contextmanager
@@ -335,7 +334,7 @@ class TestWholeJobs:
     def test_a_job_that_is_not_valid_ends_with_the_provider_s_words(self, tmp_path: Path, server: BatchServer) -> None:
         server.fate = lambda number: Fate(ends="failed", error=("model_not_found", "The model `m` does not exist."))
         buyer = Buyer(tmp_path, server)
-        error = buyer.stopped(UsageError)
+        error = buyer.stopped(UsageError, job_requests=20)
         assert error.exit_code == ExitCode.USAGE and "The model `m` does not exist." in error.what
         assert buyer.spent().nano == 0, "a job that was not run costs nothing"
         server.fate = lambda number: Fate()
@@ -417,7 +416,7 @@ class TestCalls:
         """Also where the server quotes it in an answer."""
         monkeypatch.setenv("OUR_KEY", "sk-CANARY-batch")
         server.line = lambda prompt: (
-            (400, {"type": "x", "message": "sk-CANARY-batch"}) if prompt == "prompt 1" else None
+            (400, {"type": "invalid_request_error", "message": "sk-CANARY-batch"}) if prompt == "prompt 1" else None
         )
         server.fate = lambda number: Fate(polls=None if number else 1)
         buyer = Buyer(tmp_path, server, kind, api_key="${env:OUR_KEY}")
@@ -426,6 +425,8 @@ class TestCalls:
         assert any("sk-CANARY-batch" in key for key in server.keys)
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert not [path for path in files if b"CANARY" in path.read_bytes()]
+        bodies = [one.body for path in segment_paths(buyer.responses / "segments") for one in read_answers(path)]
+        assert any(b"***" in body for body in bodies) and not any(b"CANARY" in body for body in bodies)
         private = [path for path in files if "batches" in path.parts]
         assert private and all(path.stat().st_mode & 0o077 == 0 for path in private if path.suffix != ".lock")
 

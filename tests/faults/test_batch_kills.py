@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.teacher.batch.tracker import all_open_jobs
+from pipeline.teacher.batch.tracker import Tracker, all_open_jobs
 from tests.faults.batch_server import BatchServer, Fate
 from tests.faults.processes import running
 from tests.faults.shim.preload import Fault, Host, Kind, hosting, lines
@@ -113,6 +113,8 @@ def strike(host: Host, server: BatchServer, project: Path, fault: Fault) -> list
     answered = Counter(row["key"] for row in attempts(project) if row["outcome"] == "answer")
     if sorted(answered.values()) != [1] * ROWS:
         problems.append(f"answers on record: {sorted(answered.values())}")
+    for folder in (project / "data" / "responses" / "batches").glob("*"):
+        Tracker(folder.parent.parent, folder.name).sweep()  # as the next run in batch mode does
     left = [path.name for path in (project / "data" / "responses" / "batches").glob("*/*")]
     problems += [f"left behind: {name}" for name in left if not name.endswith((".json", ".lock"))]
     problems += ["an open job is left"] * len(all_open_jobs(project / "data" / "responses"))

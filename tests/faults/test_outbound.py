@@ -88,7 +88,7 @@ class TestSecrets:
     def test_by_default_prompts_with_secrets_are_not_asked_and_are_counted(
         self, tmp_path: Path, server: ScriptedServer
     ) -> None:
-        project = Project(tmp_path, server, {**SECRET_ROWS, **CLEAN}, samples=2)
+        project = Project(tmp_path, server, {**SECRET_ROWS, **CLEAN}, samples=2, sampling={"temperature": 1.0})
         told = project.run()
         assert sorted({*server.prompts}) == sorted(CLEAN.values()) and len(server.prompts) == 8
         assert CANARY not in sent(server) and CANARY not in told

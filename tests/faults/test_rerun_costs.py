@@ -32,7 +32,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ScriptedSer
     """A project of 30 prompts, as current folder, that has asked the server for each of them once."""
     teacher = {"kind": "openai", "base_url": server.url, "provider": "here", "model": "m"}
     project = tmp_path / "project"
-    write_project(project, rows=30, teachers={"api": teacher}, generate={"teacher": "api"})
+    write_project(
+        project, rows=30, teachers={"api": teacher}, generate={"teacher": "api", "sampling": {"temperature": 1.0}}
+    )
     monkeypatch.chdir(project)
     assert run() == ROW_STEPS
     assert sorted(server.prompts) == sorted(f"Name number {row}." for row in range(30))

@@ -18,8 +18,11 @@ from pipeline.core.record import Message
 from pipeline.teacher.ask import Answer, ask
 from pipeline.teacher.endpoint import Endpoint, api_endpoints, open_gate
 from pipeline.teacher.launch import launch_of, sets_chunking
+from pipeline.teacher.lookup import look_up
 from pipeline.teacher.request import Asked
+from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.seeds import settle_seeds, wants_seeds
+from pipeline.teacher.segment import Stored
 from pipeline.teacher.transport import open_session
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 from tests.faults.scripted_server import Act, ScriptedServer, Seen, completion, failure
@@ -79,6 +82,18 @@ class TestToolCalls:
             project = Project(tmp_path, server)
             (with_tools,), (without,) = project.ask(["p"], TOOLS), project.ask(["p"])
         assert (with_tools.text, without.text) == ("", "text")
+
+    def test_a_stored_answer_of_calls_alone_is_no_answer_to_who_offered_no_tools(self, tmp_path: Path) -> None:
+        """Batch mode stores what a job brings without knowing what the prompt offered."""
+        asked = Asked("0" * 64, {}, Sampling(), 0)
+        requests = [asked.request("set", "p", 0, [Message("user", "p")], tools) for tools in (None, TOOLS)]
+        body = completion(None, finish="tool_calls", tool_calls=CALLS).body
+        with ResponseStore(tmp_path) as store:
+            keys = [bytes.fromhex(request.key) for request in requests]
+            store.put([Stored(key, 512, 0, "t", "m", "", OPENAI_CHAT.name, 200, None, body) for key in keys])
+            without, offered = look_up(store, asked, requests)
+        assert without is not None and without.rejected == "empty"
+        assert offered is not None and offered.reply is not None and len(offered.reply.tool_calls) == 1
 
 
 class TestForms:

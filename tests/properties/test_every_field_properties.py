@@ -238,7 +238,7 @@ def value_at(value: Any, path: tuple[str, ...]) -> Any:
 
 # ------------------------------------------------------------------------------------------------- other values
 
-TEXTS = st.sampled_from(["a", "b-c", "x1", "${env:ONE}", "https://one.example/v1", "https://two.example/v1"])
+TEXTS = st.sampled_from(["a", "b-c", "x1", "${env:ONE}", "https://one.example/v1", "https://two.example/v1", "/v2"])
 
 
 def values(annotation: Any) -> st.SearchStrategy[Any]:

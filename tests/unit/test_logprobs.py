@@ -14,15 +14,20 @@ from pipeline.core.config import RunConfig
 from pipeline.core.config_base import identity
 from pipeline.core.config_logprobs import LogprobsAsked, LogprobsConfig, logprobs_flags, names_other_mode
 from pipeline.core.config_teacher import GenerateConfig, Sampling, Teacher
-from pipeline.core.record import read_shards
+from pipeline.core.lineage import Manifest
+from pipeline.core.record import RECORD_SCHEMA, read_shards
+from pipeline.core.sink import RowSink
+from pipeline.core.store import Artefact
 from pipeline.core.targets import (
     TARGET_SCHEMA,
     TargetFacts,
     TargetWriter,
     TokenLogprobs,
+    count_in,
     read_targets,
     tokenizer_digest,
 )
+from pipeline.runner.contents import recompute
 from pipeline.teacher import folded
 from pipeline.teacher.carry import _serves
 from pipeline.teacher.logprobs import (
@@ -41,10 +46,10 @@ from pipeline.teacher.temperature import scale_of, trial_requests
 from pipeline.teacher.transport import LARGEST_BODY_BYTES, MAX_BODY_BYTES, most_bytes
 from pipeline.teacher.verdict import Action, judge
 from pipeline.teacher.wanted import Wanted, coverage
-from pipeline.teacher.wire import Ask
+from pipeline.teacher.wire import Ask, Reply
 from pipeline.teacher.wires.gemini import GEMINI
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
-from tests.support import EMPTY_PROMPT, minimal_config
+from tests.support import EMPTY_PROMPT, EMPTY_RECORD, minimal_config
 
 CHAT = OPENAI_CHAT.name
 IDS = LogprobsAsked(2, 3, True)
@@ -199,6 +204,21 @@ class TestBodiesThatAreRefused:
 
     def test_a_format_without_any(self) -> None:
         assert "the format has none" in why(plain(), wire="anthropic-messages")
+
+    def test_the_answer_beside_them_is_read_without_parsing_them(self) -> None:
+        """As vLLM writes it, whatever marks the text holds."""
+        text = 'a "logprobs":{"content":[{ b ]},"finish_reason": "c'
+        body = json.loads(chat(BEST, BEYOND, text=text))
+        (choice,) = body["choices"]
+        for name in ("finish_reason", "token_ids"):
+            choice[name] = choice.pop(name)  # behind the logprobs
+        compact = json.dumps(body, separators=(",", ":"))
+        broken = compact.replace('"token_id:8","logprob":-9.0', '"token_id:8","logprob":?')
+        assert broken != compact
+        for each in (compact, broken, json.dumps(body)):
+            read = OPENAI_CHAT.read(each.encode())
+            assert isinstance(read, Reply) and (read.text, read.finish_reason) == (text, "stop")
+        assert read_logprobs(CHAT, compact.encode(), IDS).ranks.tolist() == [1, 0]
 
     def test_lacking_ones_are_a_strike_and_other_verdicts_stay(self) -> None:
         verdict = with_logprobs(judge(OPENAI_CHAT.read, 200, {}, plain()), CHAT, plain(), IDS)
@@ -480,6 +500,16 @@ class TestSideFile:
         other = read_logprobs(CHAT, chat(((7, -0.5), [(7, -0.5), (3, -1.25)])), IDS)
         digests = {self.write(tmp_path / str(n), {"a" * 32: each}) for n, each in enumerate((one, one, other))}
         assert len(digests) == 2
+
+    def test_it_is_part_of_the_result_of_generate_and_is_verified_with_it(self, tmp_path: Path) -> None:
+        """What trains on soft targets must see that they are others, and so must a lock file."""
+        with RowSink(tmp_path, RECORD_SCHEMA) as sink:
+            sink.keep([EMPTY_RECORD])
+        rows = sink.result(1).content
+        artefact = Artefact(tmp_path, Manifest("0" * 64, "generate", {}, rows, {}, 1, 1, {}, {}, {}))
+        assert recompute(artefact) == rows
+        targets = self.write(tmp_path, {EMPTY_RECORD.row_id: read_logprobs(CHAT, chat(BEST), IDS)})
+        assert recompute(artefact) == count_in(rows, targets) != rows
 
     def test_rows_and_answers_must_be_as_many(self, tmp_path: Path) -> None:
         with TargetWriter(tmp_path, self.FACTS) as writer, pytest.raises(ValueError, match="1 rows, but targets of 0"):

@@ -123,7 +123,7 @@ def test_a_look_up_of_many_keys_reads_each_file_once(store, tmp_path, monkeypatc
     store.fold()
     looked = []
     find = store.get_many
-    monkeypatch.setattr(store, "get_many", lambda *arguments: looked.append(1) or find(*arguments))
+    monkeypatch.setattr(store, "get_many", lambda *given, **how: looked.append(1) or find(*given, **how))
     answers = list(resolve(store, asked, (), requests))
     assert [outcome.reply.text for outcome in answers] == ["fine"] * 5000
     assert sum(chunk.answered for chunk in look_up_all(store, asked, requests)) == 5000

@@ -137,6 +137,10 @@ class TestLaunch:
         program.write_text("#!/bin/sh\nexit 1\n")
         assert installed_engine(teacher) != before
 
+    def test_an_engine_that_python_runs_has_its_own_name(self, tmp_path):
+        teacher = server(tmp_path, command=["python3", "-m", "sglang.launch_server", "--port", "{port}"])
+        assert (launch_of(teacher).label, launch_of(teacher).engine) == ("the server sglang", "sglang")
+
     @pytest.mark.parametrize(
         ("command", "name"),
         [

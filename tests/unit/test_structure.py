@@ -147,6 +147,10 @@ class TestConfig:
             ({"kind": "json_schema", "json_schema": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "$schema"),
             ({"kind": "json_schema", "json_schema": {"$ref": "https://a.example/s.json"}}, "leads to nothing"),
             ({"kind": "json_schema", "json_schema": {"$ref": "#/$defs/x"}}, "leads to nothing"),
+            (
+                {"kind": "json_schema", "json_schema": {"$ref": "o.json#/$defs/x", "$defs": {"x": {}}}},
+                "leads to nothing",
+            ),
             ({"kind": "json_schema", "json_schema": {"$ref": "#"}}, "refers to itself without end"),
             ({"kind": "json_schema", "json_schema": {"items": {"patternProperties": {}}}}, "`patternProperties`"),
             ({"kind": "json_schema", "json_schema": {"properties": {"a": {"pattern": "(?=x)"}}}}, "RE2"),

@@ -16,6 +16,7 @@ from pipeline.core.stage import Context, Result, check_cancelled
 from pipeline.stages.generate.accept import take
 from pipeline.stages.generate.requests import AskedFor, Requests, count_prompts, requests_of
 from pipeline.stages.generate.rows import Row, Totals, answered_rows, licenses_of, teacher_facts
+from pipeline.stages.generate.targets import open_targets
 from pipeline.teacher.ask import Asker
 
 VERSION = 2
@@ -65,12 +66,14 @@ def run(cfg: GenerateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
                 asker.done()
             rows_in, wanted = len(taken.chosen), taken.chosen.rows()
             metrics |= taken.metrics
-        for chunk in answered_rows(wanted, askers, licenses):
+        targets = stack.enter_context(open_targets(cfg, askers, out))
+        for chunk in answered_rows(wanted, askers, licenses, few=cfg.generate.logprobs is not None):
             check_cancelled(ctx)
             _write(chunk, sink)
+            targets.write(chunk)
             totals.add(row.answer for row in chunk)
     _check_missing(cfg, totals.missing, rows_in, ctx)
-    result = sink.result(rows_in, {**metrics, **totals.metrics()})
+    result = targets.counted_in(sink.result(rows_in, {**metrics, **totals.metrics()}))
     if rows_in > 0 and result.rows_out == 0:
         raise _nothing_answered(cfg, result.rejected)
     return result

@@ -18,6 +18,7 @@ from pipeline.core.config_teacher import GenerateConfig
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import SHARD_ROWS, Prompt, prompts_of, read_shards
 from pipeline.core.stage import Json
+from pipeline.teacher.logprobs import wanted_logprobs
 from pipeline.teacher.request import Asked, Request
 from pipeline.text.outbound import Checked, Guard, Tally
 
@@ -200,5 +201,11 @@ def requests_of(cfg: GenerateStep, rows: Path, data: Path, check: Callable[[], N
     """
     digests = DigestCache(data / "cache" / "digests.json")
     config, router = cfg.generate, Router(cfg.generate)
-    asked = {name: Asked.of(cfg.teachers[name], config.sampling, config.draw, digests) for name in config.teachers}
+    asked = {
+        name: replace(
+            Asked.of(cfg.teachers[name], config.sampling, config.draw, digests),
+            logprobs=wanted_logprobs(config.logprobs, cfg.teachers[name]),
+        )
+        for name in config.teachers
+    }
     return Requests(rows, asked, config.samples, router, _scan(rows, cfg, router, check))

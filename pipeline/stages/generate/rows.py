@@ -21,6 +21,8 @@ from pipeline.text.outbound import REDACTED
 
 READ_ROWS = 2 * SHARD_ROWS
 """Rows in memory at a time: each look-up reads the whole store, so few are better."""
+FEW_ROWS = READ_ROWS // 8
+"""The same with logprobs: 20 of them for 500 tokens are 80 KB a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,15 @@ class Row:
 
 
 def answered_rows(
-    rows: Iterable[AskedFor], askers: Mapping[str, Asker], licenses: Mapping[str, str]
+    rows: Iterable[AskedFor], askers: Mapping[str, Asker], licenses: Mapping[str, str], *, few: bool = False
 ) -> Iterator[list[Row]]:
-    """Rows with their answers, in order, some at a time. What must not leave is answered with the guard's reason."""
+    """Rows with their answers, in order, some at a time. What must not leave is answered with the guard's reason.
+
+    Args:
+        few: fewer at a time, since their logprobs are in memory too.
+    """
     rest = iter(rows)
-    while chunk := list(islice(rest, READ_ROWS)):
+    while chunk := list(islice(rest, FEW_ROWS if few else READ_ROWS)):
         answers = _answers(chunk, askers)
         yield [
             Row(row, answer, _record(row, answer, licenses[row.teacher]))

@@ -211,9 +211,8 @@ class Life:
             for result in self.settler.close(opened, reason, is_free=ended_as in UNBILLED):
                 self.report(opened, result)
         opened.job = self.tracker.finish(job)
-        log.info(
-            "batch job %s has ended (%s): %d lines, %d of them without a result", job.name, ended_as, job.lines, missing
-        )
+        without = f", {missing} of them without a result" if missing else ""
+        log.info("batch job %s has ended (%s): %d lines%s", job.name, ended_as, job.lines, without)
         self._check(opened)
 
     def _read(self, opened: Open, path: Path) -> None:

@@ -104,7 +104,7 @@ class OpenAIBatches:
                 await self.calls.download(f"/files/{file_id}/content", path)
             except Refused:
                 complete = False
-            _end_line(path)
+            end_line(path)
         return complete
 
     def read(self, line: dict[str, Any]) -> Line:
@@ -158,7 +158,7 @@ def _number(value: object) -> int:
     return int(value) if isinstance(value, int | float) and value >= 0 else 0
 
 
-def _end_line(path: Path) -> None:
+def end_line(path: Path) -> None:
     """What is appended next begins on a line of its own."""
     with path.open("rb+") as file:
         if file.seek(0, 2) and file.seek(-1, 2) is not None and file.read(1) != b"\n":

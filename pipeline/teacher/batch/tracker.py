@@ -217,9 +217,9 @@ class Tracker:
         self._drop(job)
 
     def sweep(self) -> None:
-        """Remove what dead processes left half-written, and lines whose job was never intended. Call it while no
-        other process works with these jobs."""
-        tokens = {path.stem for path in self.folder.glob("*.json")}
+        """Remove what dead processes left: half-written files, lines whose job was never intended, and those of
+        settled jobs. Call it while no other process works with these jobs."""
+        tokens = {job.token for job in self.open_jobs()}
         for path in [*self.folder.glob("*.tmp"), *self.folder.glob("*.requests"), *self.folder.glob("*.results")]:
             if path.suffix == ".tmp" or path.stem not in tokens:
                 path.unlink(missing_ok=True)

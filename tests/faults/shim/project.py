@@ -35,7 +35,7 @@ def write_api_project(folder: Path, server: ScriptedServer, rows: int = ROWS) ->
         folder,
         rows=rows,
         teachers={"api": teacher},
-        generate={"teacher": "api", "sampling": {"max_tokens": 32}, "retry": retry},
+        generate={"teacher": "api", "sampling": {"max_tokens": 32, "temperature": 1.0}, "retry": retry},
         prompts={"sets": sets, "validation": 0.25, "test": 0},
     )
 
