@@ -191,7 +191,7 @@ class Fetcher:
     async def _serve(self, stack: AsyncExitStack, asked: Asked) -> tuple[aiohttp.ClientSession, Serving]:
         session = await stack.enter_async_context(open_session(self._retry.timeout_s))
         teacher = started_for(self._teacher, asked.logprobs)
-        served = await stack.enter_async_context(serving(teacher, session, self._ctx))
+        served = await stack.enter_async_context(serving(teacher, session, self._ctx, asked))
         for endpoint in served.endpoints:
             endpoint.logprobs = asked.logprobs
         return session, served

@@ -221,9 +221,7 @@ def read_quotas(headers: Mapping[str, str], *, now: float | None = None) -> tupl
     return tuple(quota for quota in quotas if quota is not None)
 
 
-def _read_quota(
-    unit: Unit, names: tuple[str, ...], headers: Mapping[str, str], now: float | None
-) -> Quota | None:
+def _read_quota(unit: Unit, names: tuple[str, ...], headers: Mapping[str, str], now: float | None) -> Quota | None:
     of_remaining, of_reset, of_limit = names
     remaining = _read_count(headers.get(of_remaining))
     if remaining is None:

@@ -52,7 +52,10 @@ def config(model: Path, max_tokens: int = 24, **teacher: object) -> GenerateStep
     env = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     sampling = {"max_tokens": max_tokens}
     return GenerateStep.model_validate(
-        {"teachers": {"tiny": {**settings, "env": env, **teacher}}, "generate": {"teacher": "tiny", "sampling": sampling}}
+        {
+            "teachers": {"tiny": {**settings, "env": env, **teacher}},
+            "generate": {"teacher": "tiny", "sampling": sampling},
+        }
     )
 
 

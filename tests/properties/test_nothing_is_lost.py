@@ -178,7 +178,9 @@ def test_generate(splits: list[str], answers: list[dict[str, Any]], samples: int
         write_prompts(Path(folder), [a_prompt(prompt_id=f"p{at}", split=split) for at, split in enumerate(splits)])
         (Path(folder) / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers), "utf-8")
         teacher = {"kind": "replay", "path": f"{folder}/answers.jsonl", "origin": "tests", "finish_reason": "finish"}
-        cfg = GenerateStep.model_validate({"generate": {"teacher": "t", "samples": samples}, "teachers": {"t": teacher}})
+        cfg = GenerateStep.model_validate(
+            {"generate": {"teacher": "t", "samples": samples}, "teachers": {"t": teacher}}
+        )
         try:
             result = generate.run(cfg, {"prompts": Path(folder) / "prompts"}, out, make_context(Path(folder)))
         except UsageError as error:  # not one answer at all

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.core.config import GenerateStep
+from pipeline.core.config_response import form_files
 from pipeline.core.config_route import ToAll
 from pipeline.core.config_server import LocalServer
 from pipeline.core.config_teacher import ReplayTeacher
@@ -23,8 +24,8 @@ VERSION = 2
 
 
 def input_files(cfg: GenerateStep) -> dict[str, Path]:
-    """The teachers' weights, or the files of completions; an API has none."""
-    files: dict[str, Path] = {}
+    """The teachers' weights, or the files of completions; an API has none. A schema's file."""
+    files = form_files(cfg.generate.response)
     for name, teacher in cfg.teachers.items():
         if isinstance(teacher, ReplayTeacher):
             files[f"teachers.{name}.path"] = teacher.path

@@ -77,8 +77,8 @@ class Scanned:
     def check(self, position: int, prompt: Prompt) -> Checked:
         """What becomes of a prompt that leaves; only those are scanned again in which something was found."""
         if not self.hits or not self.hits[position]:
-            return Checked(prompt.prompt, (), None)
-        return self.guard.check(prompt.prompt)
+            return Checked(prompt.prompt, (), None, prompt.tools)
+        return self.guard.check(prompt.prompt, prompt.tools)
 
 
 def _scan(rows: Path, cfg: GenerateStep, router: Router, check: Callable[[], None]) -> Scanned:
@@ -93,7 +93,7 @@ def _scan(rows: Path, cfg: GenerateStep, router: Router, check: Callable[[], Non
         if away.isdisjoint(router.teachers(prompt)):
             hits.append(0)
             continue
-        checked = guard.check(prompt.prompt)
+        checked = guard.check(prompt.prompt, prompt.tools)
         hits.append(bool(checked.kinds))
         blocked += checked.reason is not None
         tally.add([checked])
@@ -171,8 +171,8 @@ class Requests:
 
     def _rows_of(self, position: int, given: Prompt, teacher: str) -> Iterator[AskedFor]:
         away = teacher in self.scanned.away
-        checked = self.scanned.check(position, given) if away else Checked(given.prompt, (), None)
-        prompt = replace(given, prompt=checked.messages) if checked.kinds else given
+        checked = self.scanned.check(position, given) if away else Checked(given.prompt, (), None, given.tools)
+        prompt = replace(given, prompt=checked.messages, tools=checked.tools) if checked.kinds else given
         asked = self.asked[teacher]
         for request in asked.requests(prompt.prompt_set, prompt.prompt_id, self.samples, prompt.prompt, prompt.tools):
             yield AskedFor(prompt, teacher, request, checked, position)
@@ -203,7 +203,7 @@ def requests_of(cfg: GenerateStep, rows: Path, data: Path, check: Callable[[], N
     config, router = cfg.generate, Router(cfg.generate)
     asked = {
         name: replace(
-            Asked.of(cfg.teachers[name], config.sampling, config.draw, digests),
+            Asked.of(cfg.teachers[name], config.sampling, config.draw, digests).under(config.response, config.seeds),
             logprobs=wanted_logprobs(config.logprobs, cfg.teachers[name]),
         )
         for name in config.teachers

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from pipeline.core.config import GenerateStep
@@ -18,6 +18,7 @@ from pipeline.teacher.ask import Answer, Asker
 from pipeline.teacher.request import Asked
 from pipeline.text.licenses import parse_license
 from pipeline.text.outbound import REDACTED
+from pipeline.text.structure import Structure
 
 READ_ROWS = 2 * SHARD_ROWS
 """Rows in memory at a time: each look-up reads the whole store, so few are better."""
@@ -55,9 +56,19 @@ def _answers(rows: Sequence[AskedFor], askers: Mapping[str, Asker]) -> Sequence[
     answers = [Answer(row.request.key, row.checked.reason) for row in rows]
     for name, asker in askers.items():
         places = [at for at, row in enumerate(rows) if row.teacher == name and row.checked.reason is None]
+        structure = Structure.of(next((rows[at].request.form for at in places), None))
         for at, answer in zip(places, asker.answers([rows[at].request for at in places]), strict=True):
-            answers[at] = answer
+            answers[at] = _fitting(answer, structure)
     return answers
+
+
+def _fitting(answer: Answer, structure: Structure) -> Answer:
+    """The answer, rejected where it does not have the form that was asked for. Judged when rows are made, so that
+    another way of judging costs no request."""
+    if answer.rejected is not None:
+        return answer
+    reason = structure.reason(answer.text, answer.finish_reason, has_calls=bool(answer.tool_calls))
+    return answer if reason is None else replace(answer, rejected=reason)
 
 
 def _record(row: AskedFor, answer: Answer, license_name: str) -> Record:
@@ -71,7 +82,7 @@ def _record(row: AskedFor, answer: Answer, license_name: str) -> Record:
         split=prompt.split,
         task=prompt.task,
         prompt=prompt.prompt,
-        completion=(said,) if answer.rejected is None else (),
+        completion=(said,) if answer.rejected is None or answer.text else (),
         answer=prompt.answer,
         also_in=prompt.also_in,
         teacher=row.teacher,
