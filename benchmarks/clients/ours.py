@@ -4,9 +4,9 @@ import json
 import tempfile
 from pathlib import Path
 
-import pyarrow.parquet  # noqa: F401 (imports are no part of the cost of a request)
 import yaml
 
+import pipeline.stages.generate  # noqa: F401 (imports are no part of the cost of a request)
 from benchmarks.clients.measure import Job, measured
 from pipeline.cli import main
 from pipeline.core.lineage import Manifest

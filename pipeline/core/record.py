@@ -111,7 +111,7 @@ class ToolCall:
     id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Message:
     """One turn of a conversation.
 
@@ -130,7 +130,7 @@ class Message:
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Prompt:
     """One row of `PROMPT_SCHEMA`."""
 
@@ -146,7 +146,7 @@ class Prompt:
     tools: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Record:
     """One row of `RECORD_SCHEMA`."""
 

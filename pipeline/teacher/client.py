@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -145,16 +145,17 @@ class Client:
             self.retries[attempt.verdict.reason] += 1
             await asyncio.sleep(wait)  # no slot is held meanwhile
 
-    @asynccontextmanager
-    async def _admit(self, request: Request, body: bytes) -> AsyncIterator[Ticket]:
+    def _admit(self, request: Request, body: bytes) -> AbstractAsyncContextManager[Ticket]:
         """Wait until a request may leave: in the company it may be in, then for a place at an endpoint."""
-        tokens = len(body) // BYTES_PER_TOKEN, self.sampling.max_tokens
-        if self.quarantine is None:
-            async with self.entrance.admit(*tokens) as ticket:
-                yield ticket
-            return
-        async with self.quarantine.admit(request.key) as level, self.entrance.admit(*tokens) as ticket:
-            ticket.is_stale = self.quarantine.level(request.key) != level  # an engine died meanwhile
+        admission = self.entrance.admit(len(body) // BYTES_PER_TOKEN, self.sampling.max_tokens)
+        return admission if self.quarantine is None else self._admit_apart(self.quarantine, request, admission)
+
+    @asynccontextmanager
+    async def _admit_apart(
+        self, quarantine: Quarantine, request: Request, admission: AbstractAsyncContextManager[Ticket]
+    ) -> AsyncIterator[Ticket]:
+        async with quarantine.admit(request.key) as level, admission as ticket:
+            ticket.is_stale = quarantine.level(request.key) != level  # an engine died meanwhile
             yield ticket
 
     @property
@@ -271,7 +272,8 @@ class Client:
             case Action.ANSWER:
                 await self._end(attempt, "answer", self._stored(endpoint, request, raw, None))
                 self.proven = endpoint.proven = True
-                await self._believe([held for held in self._held if held.is_confirmed_by(endpoint, attempt.number)])
+                if self._held:
+                    await self._believe([held for held in self._held if held.is_confirmed_by(endpoint, attempt.number)])
                 self._hear(endpoint, request, verdict)
                 return _answered(verdict.reply)
             case Action.REJECT:

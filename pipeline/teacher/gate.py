@@ -1,8 +1,7 @@
 """What a request must pass before it leaves: its endpoint's circuit breaker, its rate and its number in flight."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -192,6 +191,26 @@ class Ticket:
         self.gate.changed()
 
 
+class Admission:
+    """A wait in the line, then a slot for the block. (A generator would cost as much as all else that happens here.)"""
+
+    __slots__ = ("_clock", "_line", "_ticket", "_wanted")
+
+    def __init__(self, line: Line[Reservation, Ticket], wanted: Reservation, clock: Callable[[], float]) -> None:
+        self._line, self._wanted, self._clock = line, wanted, clock
+        self._ticket: Ticket | None = None
+
+    async def __aenter__(self) -> Ticket:
+        came = self._clock()
+        self._ticket = ticket = await self._line.enter(self._wanted)
+        ticket.waited_s = self._clock() - came
+        return ticket
+
+    async def __aexit__(self, *raised: object) -> None:
+        if self._ticket is not None:
+            self._ticket.leave()
+
+
 class Entrance:
     """The one line in front of all endpoints of a teacher: who comes first enters the first gate that opens.
 
@@ -210,21 +229,14 @@ class Entrance:
         """How many wait."""
         return len(self._line)
 
-    @asynccontextmanager
-    async def admit(self, input_tokens: int, output_tokens: int) -> AsyncIterator[Ticket]:
+    def admit(self, input_tokens: int, output_tokens: int) -> "Admission":
         """Wait until a request may leave, and hold its slot for the block. Waiting has no time-out.
 
         Args:
             input_tokens: best guess of the prompt's tokens.
             output_tokens: most that the completion may have.
         """
-        came = self._clock()
-        ticket = await self._line.enter(Reservation(input_tokens, output_tokens))
-        ticket.waited_s = self._clock() - came
-        try:
-            yield ticket
-        finally:
-            ticket.leave()
+        return Admission(self._line, Reservation(input_tokens, output_tokens), self._clock)
 
     def _enter(self, wanted: Reservation) -> Ticket | Wait:
         """Through the gate of the least loaded endpoint that lets somebody in."""

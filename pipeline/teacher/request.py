@@ -32,7 +32,7 @@ from pipeline.core.record import Message, message_dict
 from pipeline.core.stage import Json
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Request:
     """One prompt to be answered once.
 

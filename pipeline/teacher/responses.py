@@ -92,7 +92,7 @@ answer_row = attrgetter(*ANSWER_SCHEMA.names)
 """The values of a `Stored`, in the order of `ANSWER_SCHEMA`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Outcome:
     """What a stored answer says: a reply, or the reason for which the row is refused. One of the two is None.
 

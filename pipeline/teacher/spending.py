@@ -13,7 +13,7 @@ from pipeline.teacher.prices import Price
 from pipeline.teacher.segment import Ended
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Hold:
     """What is held for an attempt.
 

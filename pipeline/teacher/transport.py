@@ -20,7 +20,7 @@ CONNECT_TIMEOUT_S = 30.0
 REQUEST_ID_CHARS = 200
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Raw:
     """A complete response; header names are looked up in any case."""
 
@@ -62,7 +62,7 @@ async def send(
     Raises:
         TimeoutError, aiohttp.ClientError, OSError: there is no complete response.
     """
-    async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+    async with session.post(url, data=aiohttp.BytesPayload(body), headers=headers, allow_redirects=False) as response:
         content = await _read(response, most)
         if content is None:
             return None

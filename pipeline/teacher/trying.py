@@ -55,7 +55,7 @@ class Tries:
         return None if now + wait - self.first_failure - self.asked_to_wait > retry.budget_s else wait
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Attempted:
     """What came of one attempt.
 

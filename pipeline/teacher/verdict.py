@@ -37,7 +37,7 @@ class Abort(Enum):
     REDIRECT = "the server redirects elsewhere; redirects are not followed, since they carry keys and prompts away"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Verdict:
     """What an outcome means.
 

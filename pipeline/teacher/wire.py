@@ -22,7 +22,7 @@ NAME_CHARS = 200
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Reply:
     """A usable answer.
 
@@ -265,12 +265,13 @@ def text_flags(text: str, reasoning: str | None = None) -> tuple[str, ...]:
     """What is odd about a completion before it is cleaned, sorted."""
     both = text if reasoning is None else text + reasoning
     flags = [NUL] if "\0" in both else []
-    return (*flags, SANITIZED) if _SURROGATES.search(both) else tuple(flags)
+    is_odd = not both.isascii() and _SURROGATES.search(both) is not None
+    return (*flags, SANITIZED) if is_odd else tuple(flags)
 
 
 def clean(text: str) -> str:
     """Text that Arrow and UTF-8 can hold: each lone surrogate becomes U+FFFD; NUL stays."""
-    return _SURROGATES.sub("\ufffd", text)
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def token_count(value: Any) -> int | None:

@@ -112,7 +112,7 @@ def count_prompts(rows: Path) -> int:
     return sum(pc.sum(pc.is_in(table["split"], value_set=pa.array(SPLITS))).as_py() or 0 for table in tables)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class AskedFor:
     """One row before it is answered.
 

@@ -26,7 +26,7 @@ FEW_ROWS = READ_ROWS // 8
 """The same with logprobs: 20 of them for 500 tokens are 80 KB a row."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
 class Row:
     """One row after it was answered; `answer.rejected` is the reason with which it leaves, or None."""
 
