@@ -43,6 +43,7 @@ FILE_SET = {
     "template": "template.jinja",
 }
 PRICE = {"input": 1, "output": 2}
+API = {"kind": "openai", "base_url": "https://a.example/v1", "provider": "p", "model": "m", "price": PRICE}
 RUNS: dict[str, dict[str, Any]] = {
     "local": {
         **COMMON,
@@ -69,10 +70,12 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "api": {
         **COMMON,
-        "teachers": {
-            "t": {"kind": "openai", "base_url": "https://a.example/v1", "provider": "p", "model": "m", "price": PRICE}
+        "teachers": {"t": API},
+        "generate": {
+            **COMMON["generate"],  # type: ignore[dict-item]
+            "response": {"kind": "json_schema", "json_schema": {}},
+            "batch": {"stragglers": "online"},
         },
-        "generate": {**COMMON["generate"], "response": {"kind": "json_schema", "json_schema": {}}},  # type: ignore[dict-item]
         "prompts": {"sets": {"s": FILE_SET}},
     },
     "anthropic": {
@@ -87,6 +90,39 @@ RUNS: dict[str, dict[str, Any]] = {
         "teachers": {"t": {"kind": "gemini", "model": "m"}},
         "generate": {**COMMON["generate"], "response": {"kind": "choice", "choices": ["a"]}},  # type: ignore[dict-item]
         "budget": {"teachers": {"t": {}}},
+        "prompts": {"sets": {"s": FILE_SET}},
+    },
+    "raise": {
+        **COMMON,
+        "teachers": {"t": API, "u": {**API, "model": "n"}},
+        "generate": {
+            **COMMON["generate"],  # type: ignore[dict-item]
+            "on_length": {"kind": "raise", "caps": [1024]},
+            "route": {"kind": "sets", "sets": {"s": "t"}},
+            "accept": {"rows": 10, "max_candidates": 2000},
+            "allow_missing": {"share": 0.5},
+            "sampling": {"temperature": 1},
+        },
+        "prompts": {"sets": {"s": FILE_SET}},
+    },
+    "continue": {
+        **COMMON,
+        "teachers": {"t": {"kind": "vllm", "model": "org/teacher", "revision": "r"}},
+        "generate": {
+            **COMMON["generate"],  # type: ignore[dict-item]
+            "on_length": {"kind": "continue"},
+            "route": {"kind": "weights", "weights": {"t": 1}},
+        },
+        "prompts": {"sets": {"s": FILE_SET}},
+    },
+    "drop": {
+        **COMMON,
+        "teachers": {"t": API},
+        "generate": {
+            **COMMON["generate"],  # type: ignore[dict-item]
+            "on_length": {"kind": "drop"},
+            "route": {"kind": "all", "teachers": ["t"]},
+        },
         "prompts": {"sets": {"s": FILE_SET}},
     },
     "replay": {
@@ -140,16 +176,19 @@ def models_in(annotation: Any) -> set[type[BaseModel]]:
 
 EVERY_PLACE = [place for name, data in RUNS.items() for place in places(name, RunConfig.model_validate(data))]
 PLACES = {place.field: place for place in EVERY_PLACE} | {
-    place.field: place for place in EVERY_PLACE if place.run == "api" and place.model.__name__ == "OutboundConfig"
+    place.field: place
+    for place in EVERY_PLACE
+    if place.run == "api"
+    and (place.model.__name__ in ("OutboundConfig", "BatchConfig") or place.field == "GenerateConfig.mode")
 }
-"""One place of each field; of a field that two runs have, the last one's, but the guard acts towards an API only."""
+"""One place of each field; of a field that two runs have, the last one's, but the guard and jobs need an API."""
 FIELDS = sorted(PLACES)
 ANNOTATIONS = {name: PLACES[name].model.model_fields[PLACES[name].path[-1]].annotation for name in FIELDS}
 LEAVES = [name for name in FIELDS if not models_in(ANNOTATIONS[name])]
 TAGS = {name for name in LEAVES if get_origin(ANNOTATIONS[name]) is Literal and len(get_args(ANNOTATIONS[name])) == 1}
 """Fields of one value, which say what kind of model theirs is."""
-TOGETHER = {"GenerateConfig.teacher"}
-"""Fields that cannot change alone: it names an entry of `teachers`."""
+TOGETHER = {"GenerateConfig.teacher", "BySet.sets", "ByWeight.weights", "ToAll.teachers"}
+"""Fields that cannot change alone: they name entries of `teachers`."""
 OTHER_PARTS_COUNT = {
     *("VllmTeacher.args", "VllmTeacher.env", "StudentModel.model", "VllmTeacher.model"),
     *("ServerTeacher.command", "ServerTeacher.env", "ServerTeacher.model"),
