@@ -10,7 +10,8 @@ import click
 from pipeline.cli.call import DATA, JSON, SET, Call
 from pipeline.cli.show import say
 from pipeline.cli.show_setup import say_findings, say_started
-from pipeline.core.config import RunConfig, secret_values
+from pipeline.core.config import RunConfig
+from pipeline.core.config_api import secret_values
 from pipeline.core.errors import UsageError
 from pipeline.core.load import load_config
 from pipeline.runner.init import init
@@ -44,7 +45,7 @@ def doctor_command(call: Call, config: Path | None, overrides: Sequence[str], da
     if config is None and overrides:
         raise UsageError("--set needs a config", where="--set", todo="name one: doctor CONFIG --set a.b=c")
     loaded = None if config is None else load_config(config, overrides)
-    call.secrets = () if loaded is None else secret_values(loaded.config)
+    call.secrets = () if loaded is None else secret_values(loaded.config.teachers.values())
     findings = examine(data, loaded, os.environ, Path(os.environ.get("HOME", "/")))
     say_findings(findings, call.secrets, as_json=as_json)
     failed = dict.fromkeys(finding.name for finding in findings if finding.state == "fail")

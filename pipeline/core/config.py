@@ -1,14 +1,22 @@
 """Every knob of a run but the teachers' (config_teacher.py, config_api.py), as frozen models; load.py reads YAML."""
 
-import os
 from operator import not_
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.core.config_api import ApiTeacher, if_given
-from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, LocalModel, Name, Share
+from pipeline.core.config_api import if_given
+from pipeline.core.config_base import (
+    OPERATIONAL,
+    ConfigModel,
+    CountedBy,
+    FilePath,
+    LocalModel,
+    Name,
+    Share,
+    section_that_counts,
+)
 from pipeline.core.config_budget import Budget, Spending, undeclared
 from pipeline.core.config_fanout import FanoutConfig, InProcess
 from pipeline.core.config_outbound import OutboundConfig, outbound_that_counts
@@ -350,7 +358,7 @@ class PromptsStep(ConfigModel):
 class GenerateStep(ConfigModel):
     generate: GenerateConfig
     teachers: dict[Name, Teacher]
-    checks: FilterConfig | None = None
+    checks: Annotated[FilterConfig | None, CountedBy(section_that_counts)] = None
     """What a good row is, where so many of them are wanted; None: nobody asks."""
     spending: Annotated[Spending, OPERATIONAL] = Spending()
 
@@ -387,10 +395,3 @@ class EvaluateStep(ConfigModel):
 class ReportStep(ConfigModel):
     report: ReportConfig
     name: Name
-
-
-def secret_values(config: RunConfig) -> tuple[str, ...]:
-    """Values of the secrets that a config refers to, as far as they are set, so that no message can hold them."""
-    references = [teacher.api_key for teacher in config.teachers.values() if isinstance(teacher, ApiTeacher)]
-    names = [reference.removeprefix("${env:").removesuffix("}") for reference in references if reference is not None]
-    return tuple(os.environ[name] for name in names if name in os.environ)

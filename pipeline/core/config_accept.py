@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipeline.core.config_base import ConfigModel, identity
-from pipeline.core.stage import Json
+from pipeline.core.config_base import ConfigModel
 
 
 class Accept(ConfigModel):
@@ -31,13 +30,3 @@ class AllowMissing(ConfigModel):
     share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the rows. They leave as `gave_up:<class of the last failure>`; one more, and the step waits for a
     resume. A later run of the same step does not ask for them again unless it is forced."""
-
-
-def accept_that_counts(accept: Accept | None) -> Json:
-    """What counts of a target: all of it; none counts like a field that is not there."""
-    return None if accept is None else identity(accept)
-
-
-def share_that_counts(allowed: AllowMissing | None) -> Json:
-    """The same for rows that may be missing."""
-    return None if allowed is None else identity(allowed)

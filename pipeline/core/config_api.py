@@ -1,6 +1,8 @@
 """Config of the teachers that are asked over the network, at a URL that others run."""
 
 import ipaddress
+import os
+from collections.abc import Iterable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -203,3 +205,9 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def secret_values(teachers: Iterable[object]) -> tuple[str, ...]:
+    """Values of the keys that teachers refer to, as far as they are set, so that no message can hold them."""
+    names = [teacher.key_variable for teacher in teachers if isinstance(teacher, ApiTeacher)]
+    return tuple(os.environ[name] for name in names if name is not None and name in os.environ)

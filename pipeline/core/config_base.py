@@ -82,6 +82,11 @@ def _identity_value(value: Any) -> Json:
     raise TypeError(f"{type(value).__name__} has no canonical JSON form: mark the field OPERATIONAL or give it one")
 
 
+def section_that_counts(section: BaseModel | None) -> Json:
+    """What counts of an optional section: all that counts in it; none counts like a field that is not there."""
+    return None if section is None else identity(section)
+
+
 def local_folder(model: str) -> Path | None:
     """The local folder that a model's name means, or None for a hub id."""
     return Path(model).expanduser() if model.startswith((".", "/", "~")) else None

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.core.config_base import ConfigModel, Name, identity
-from pipeline.core.stage import Json
+from pipeline.core.config_base import ConfigModel, Name
 
 
 class BySet(ConfigModel):
@@ -44,11 +43,6 @@ class ToAll(ConfigModel):
 
 
 Route = Annotated[BySet | ByWeight | ToAll, Field(discriminator="kind")]
-
-
-def route_that_counts(route: Route | None) -> Json:
-    """What counts of a route: all of it; none counts like a field that is not there."""
-    return None if route is None else identity(route)
 
 
 def routed_teachers(teacher: str, route: Route | None) -> tuple[str, ...]:

@@ -5,16 +5,16 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.core.config_accept import Accept, AllowMissing, accept_that_counts, share_that_counts
+from pipeline.core.config_accept import Accept, AllowMissing
 from pipeline.core.config_api import AnthropicTeacher, GeminiTeacher, OpenAITeacher
-from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, Name
+from pipeline.core.config_base import OPERATIONAL, ConfigModel, CountedBy, FilePath, Name, section_that_counts
 from pipeline.core.config_batch import BatchConfig
 from pipeline.core.config_drift import Canaries
 from pipeline.core.config_length import Keep, LengthPolicy, Raise, policy_that_counts
 from pipeline.core.config_logprobs import LogprobsConfig, logprobs_that_count
 from pipeline.core.config_outbound import OutboundConfig, outbound_that_counts
 from pipeline.core.config_response import ResponseForm, form_that_counts
-from pipeline.core.config_route import Route, route_that_counts, routed_teachers
+from pipeline.core.config_route import Route, routed_teachers
 from pipeline.core.config_server import LocalServer, ServerTeacher
 from pipeline.core.stage import Json
 
@@ -199,7 +199,7 @@ class GenerateConfig(ConfigModel):
 
     teacher: Name
     """Which of `teachers` answers, and which the student is measured against."""
-    route: Annotated[Route | None, CountedBy(route_that_counts)] = None
+    route: Annotated[Route | None, CountedBy(section_that_counts)] = None
     """Several teachers in one run: who answers which prompt. They are asked one after the other. None: `teacher`
     answers all."""
     sampling: Sampling = Sampling()
@@ -220,9 +220,9 @@ class GenerateConfig(ConfigModel):
     """Soft targets beside the rows. A stored answer that does not hold them is asked again. None: none."""
     on_length: Annotated[LengthPolicy, CountedBy(policy_that_counts)] = Keep(kind="keep")
     """What becomes of answers that end at their cap."""
-    accept: Annotated[Accept | None, CountedBy(accept_that_counts)] = None
+    accept: Annotated[Accept | None, CountedBy(section_that_counts)] = None
     """Until how many good rows to ask. None: every prompt is answered."""
-    allow_missing: Annotated[AllowMissing | None, CountedBy(share_that_counts)] = None
+    allow_missing: Annotated[AllowMissing | None, CountedBy(section_that_counts)] = None
     """How many rows may stay without an answer. None: not one; the step waits for a resume."""
     mode: Annotated[Literal["online", "batch"], OPERATIONAL] = "online"
     """How it is asked: `online`, request by request, or by `batch` jobs that take hours and cost less. Answers are the

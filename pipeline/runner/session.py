@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.config import secret_values
+from pipeline.core.config_api import secret_values
 from pipeline.core.config_base import ConfigModel
 from pipeline.core.errors import disk_errors
 from pipeline.core.lineage import DigestCache
@@ -77,4 +77,5 @@ class Session:
 def open_session(loaded: Loaded, data: Path, *, quiet: bool = False) -> Session:
     """A session on the data folder `data`; makes nothing on disk yet."""
     digests = DigestCache(data / "cache" / "digests.json")
-    return Session(loaded, data, Store(data / "store"), digests, secret_values(loaded.config), quiet=quiet)
+    secrets = secret_values(loaded.config.teachers.values())
+    return Session(loaded, data, Store(data / "store"), digests, secrets, quiet=quiet)
