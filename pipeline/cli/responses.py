@@ -125,7 +125,7 @@ def export_command(
         session = Target(config, data, overrides, as_json, verbose).open(call)
         wanted = wanted_of(session)
         done = export(chosen(folder, wanted, check), out)
-    missing = len(wanted.rows) - done.keys
+    missing = len(wanted.rows) - done.keys - done.withheld
     say_exported(done, missing, as_json=as_json)
     if missing > 0:
         what = f"no stored answer to {missing:,} of {len(wanted.rows):,} requests; the file holds the others"

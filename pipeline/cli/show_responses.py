@@ -118,6 +118,8 @@ def say_exported(done: Exported, missing: int | None, *, as_json: bool) -> None:
     say(f"sha256 {done.sha256}")
     if done.unreadable:
         say(f"left out: {done.unreadable:,} stored bodies that are not understood as answers")
+    if done.withheld:
+        say(f"left out: {done.withheld:,} refusals that concern this account only")
 
 
 def say_imported(done: Imported, *, as_json: bool) -> None:

@@ -39,6 +39,7 @@ class Exported:
         rejected: reason -> refusals in it.
         unreadable: stored bodies that were left out, since they are no longer understood as answers.
         keys: different requests that they answer.
+        withheld: refusals that concern this account only, and stay here.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Exported:
     rejected: dict[str, int]
     unreadable: int
     keys: int = 0
+    withheld: int = 0
 
 
 OF_THIS_ACCOUNT = frozenset({FORBIDDEN, "bad_request"})
@@ -74,12 +76,13 @@ def export(answers: Iterable[Stored], path: Path) -> Exported:
         Incomplete: the disk is full or does not take writes.
     """
     _check_place(path)
-    counts, content, keys, last = Counts(), hashlib.sha256(), 0, b""
+    counts, content, keys, withheld, last = Counts(), hashlib.sha256(), 0, 0, b""
     with disk_errors(str(path), "make room or give write access, then run the same command again"):
         with new_file(path.parent, carried_schema(), 0o666) as file:
             for stored in answers:
                 outcome = outcome_of(stored)
                 if outcome is not None and outcome.rejected in OF_THIS_ACCOUNT:
+                    withheld += 1
                     continue
                 if not counts.add(stored):
                     continue
@@ -95,7 +98,7 @@ def export(answers: Iterable[Stored], path: Path) -> Exported:
             sha256 = hashlib.file_digest(written, "sha256").hexdigest()
         size = path.stat().st_size
     rejected = dict(sorted(counts.rejected.items()))
-    return Exported(path, size, sha256, counts.answers, rejected, counts.unreadable, keys)
+    return Exported(path, size, sha256, counts.answers, rejected, counts.unreadable, keys, withheld)
 
 
 def _values(stored: Stored) -> tuple[object, ...]:

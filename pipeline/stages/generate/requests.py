@@ -62,7 +62,8 @@ class Scanned:
 
     Attributes:
         guard: the guard.
-        hits: for each prompt of `SPLITS`, in order, 1 where it found something; empty: it does not act.
+        hits: for each prompt of `SPLITS`, in order, 1 where it found something; empty: it does not act, or nothing
+            was scanned yet, and each prompt is when it is wanted.
         away: teachers to whom prompts leave this machine.
         blocked: prompts that must not leave.
         metrics: its counts for the manifest.
@@ -76,16 +77,16 @@ class Scanned:
 
     def check(self, position: int, prompt: Prompt) -> Checked:
         """What becomes of a prompt that leaves; only those are scanned again in which something was found."""
-        if not self.hits or not self.hits[position]:
+        if not self.guard.acts or (self.hits and not self.hits[position]):
             return Checked(prompt.prompt, (), None, prompt.tools)
         return self.guard.check(prompt.prompt, prompt.tools)
 
 
-def _scan(rows: Path, cfg: GenerateStep, router: Router, check: Callable[[], None]) -> Scanned:
+def _scan(rows: Path, cfg: GenerateStep, router: Router, check: Callable[[], None] | None) -> Scanned:
     policies = {name: guard_towards(cfg.generate.outbound, teacher.kind) for name, teacher in cfg.teachers.items()}
     away = frozenset(name for name, policy in policies.items() if policy is not None)
     guard, hits, tally, blocked = Guard(cfg.generate.outbound if away else None), bytearray(), Tally(), 0
-    if not guard.acts:
+    if not guard.acts or check is None:
         return Scanned(guard, hits, away, 0, {})
     for prompt in prompts_asked(rows):
         if len(hits) % SHARD_ROWS == 0:
@@ -190,11 +191,12 @@ class RequestsOf:
         return (row.request for row in rows if row.checked.reason is None)
 
 
-def requests_of(cfg: GenerateStep, rows: Path, data: Path, check: Callable[[], None] = lambda: None) -> Requests:
+def requests_of(cfg: GenerateStep, rows: Path, data: Path, check: Callable[[], None] | None = None) -> Requests:
     """All requests of the stage on the committed prompts in `rows`.
 
     Args:
-        check: called now and then while the prompts are scanned; what it raises ends that.
+        check: called now and then while the prompts are scanned for the outbound guard; what it raises ends that. None:
+            each prompt is scanned when its requests are made, for who makes them once and wants no counts.
 
     Raises:
         UsageError: a teacher's files cannot be read.

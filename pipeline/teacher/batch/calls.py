@@ -17,7 +17,7 @@ from pipeline.core.config_teacher import Retry
 from pipeline.core.errors import Incomplete, UsageError, boundary
 from pipeline.teacher.complaints import abort_error
 from pipeline.teacher.endpoint import Endpoint
-from pipeline.teacher.transport import CONNECT_TIMEOUT_S
+from pipeline.teacher.transport import CONNECT_TIMEOUT_S, blot
 from pipeline.teacher.verdict import Abort, Action, Verdict, judge, judge_transport, why_unconnected
 from pipeline.teacher.wire import Unusable, load_json
 
@@ -159,7 +159,7 @@ class Calls:
             async with self.session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
                 if response.status == 200:
                     return await take(response)
-                content = _without(await _read(response), key)
+                content = blot(await _read(response), key)
                 return _failure(response.status, response.headers, content)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Failure(0, judge_transport("connection", why_unconnected(error)), may_have_worked=False)
@@ -197,10 +197,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             response.close()
             break
     return bytes(content)
-
-
-def _without(content: bytes, key: str | None) -> bytes:
-    return content if key is None else content.replace(key.encode(), b"***")
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ from pipeline.teacher.recorder import Recorder, now_ms
 from pipeline.teacher.responses import ResponseStore, is_hit, outcome_of
 from pipeline.teacher.segment import Attempt, Ended, Stored, attempt_columns, open_segment, segment_paths
 from pipeline.teacher.spending import Hold, Purse
-from pipeline.teacher.transport import REQUEST_ID_CHARS, most_bytes
+from pipeline.teacher.transport import REQUEST_ID_CHARS, blot, most_bytes
 from pipeline.teacher.verdict import Action, Verdict, about_this_row, judge
 from pipeline.teacher.wire import Reply, clean, load_json
 
@@ -321,7 +321,7 @@ def _lines(path: Path, secret: str | None) -> Iterator[dict[str, Any]]:
     """The lines of a file of results; what is no JSON object (a line that was cut off) is passed over."""
     with path.open("rb") as file:
         for raw in file:
-            line = raw if secret is None else raw.replace(secret.encode(), b"***")
+            line = blot(raw, secret)
             parsed, _ = load_json(line)
             if isinstance(parsed, dict):
                 yield parsed
