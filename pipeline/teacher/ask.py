@@ -70,7 +70,7 @@ class Asker:
         on_length: what becomes of answers that end at their cap.
         may_miss: rows that may stay without an answer after `retry.budget_s`: they are rejected as `gave_up:<class>`.
         batch: how jobs are made in batch mode; None: online.
-        canaries: how the teacher is watched; None: it is not.
+        canaries: how the teacher is watched, and the requests whose first ones are the canaries; None: it is not.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Asker:
         on_length: LengthPolicy = KEEP,
         may_miss: int = 0,
         batch: BatchConfig | None = None,
-        canaries: Canaries | None = None,
+        canaries: tuple[Canaries, Iterable[Request]] | None = None,
     ) -> None:
         self._teacher, self._asked, self._ctx, self._on_length = teacher, asked, ctx, on_length
         self._rounds, self._canaries = rounds_of(asked, on_length), canaries
@@ -126,14 +126,21 @@ class Asker:
         if self._fetcher is None:
             return
         if self._canaries is not None:
-            self._fetcher.canaries = (self._canaries, [*islice(requests, self._canaries.count)])
+            rules, probes = self._canaries
+            self._fetcher.canaries = (rules, [*islice(probes, rules.count)])
             self._canaries = None
-        cut = self._fetcher.fetch(self._asked, requests).cut
+        still_cut = self._fetcher.fetch(self._asked, requests).cut
         for number, each in enumerate(self._rounds, start=1):
-            if cut == 0:
+            if still_cut == 0:
                 return
             again = cut_requests(self._fetcher.store, self._asked, self._rounds[:number], requests)
-            cut = self._fetcher.fetch(each.asked, again, counted=False).cut
+            done = self._fetcher.fetch(each.asked, again, is_first=False)
+            still_cut = done.cut + done.rejected  # a round that is refused takes nothing away, and helps nobody
+
+    def rest(self) -> None:
+        """Stop servers and give the budget back until `fetch` is called again: somebody else may need them."""
+        if self._fetcher is not None:
+            self._fetcher.rest()
 
     def done(self) -> None:
         """Nothing more is asked: servers stop, and what was answered is folded."""
@@ -143,8 +150,8 @@ class Asker:
 
     @property
     def given_up(self) -> int:
-        """Requests that stay without an answer."""
-        return 0 if self._fetcher is None else len(self._fetcher.given_up)
+        """Rows that stay without an answer."""
+        return 0 if self._fetcher is None else self._fetcher.missing
 
     @property
     def scale(self) -> Scale | None:

@@ -305,16 +305,17 @@ class Client:
         self.purse.settle(attempt.hold, ended)
 
     async def _refuse(self, attempt: Attempted, stored: Stored, endpoint: Endpoint) -> None:
-        """Store a refused row. `bad_request` is held back until the teacher has answered anything at all: before that
-        the fault may be the config's, and a stored refusal would outlive its correction. `forbidden` is held back
-        until a request that left later is answered: a key that was withdrawn meanwhile looks the same."""
+        """Store a refused row. `bad_request` is held back until the same endpoint has answered anything in this run:
+        before that the fault may be the config's or the endpoint's, and a stored refusal would outlive its correction.
+        `forbidden` is held back until a request that left later is answered: a key that was withdrawn meanwhile looks
+        the same."""
         verdict = attempt.verdict
-        if verdict.reason != FORBIDDEN and (verdict.reason != "bad_request" or self.proven):
+        if verdict.reason != FORBIDDEN and (verdict.reason != "bad_request" or endpoint.proven):
             await self._end(attempt, "reject", stored)
             return
         self._held.append(Held(attempt.number, endpoint.host, verdict.reason, stored))
         await self._end(attempt, "reject")
-        if len(self._held) < REFUSALS_IN_A_ROW:
+        if sum(held.host == endpoint.host for held in self._held) < REFUSALS_IN_A_ROW:
             return
         if verdict.reason == FORBIDDEN:
             raise abort_error(endpoint, Verdict(Action.ABORT, "status:403", abort=Abort.KEY))

@@ -32,6 +32,7 @@ class Counts:
         hits: requests whose answer was stored.
         asked: distinct requests that were sent.
         cut: rows whose answer ended at its cap.
+        rejected: rows that were refused.
         pending: class of failure -> rows that stay pending.
         given_up: key of each of them -> that class.
         retries: class of failure -> how often something was tried again.
@@ -40,6 +41,7 @@ class Counts:
     hits: int = 0
     asked: int = 0
     cut: int = 0
+    rejected: int = 0
     pending: Counter[str] = field(default_factory=Counter)
     given_up: dict[str, str] = field(default_factory=dict)
     retries: Counter[str] = field(default_factory=Counter)
@@ -54,6 +56,7 @@ class Counts:
         self.hits += other.hits
         self.asked += other.asked
         self.cut += other.cut
+        self.rejected += other.rejected
         self.pending += other.pending
         self.given_up |= other.given_up
         self.retries += other.retries
@@ -87,6 +90,7 @@ def fetch_hits(looked: Looked, counts: Counts, count: Count) -> None:
     hits = looked.answered + looked.rejected
     counts.hits += hits
     counts.cut += looked.cut
+    counts.rejected += looked.rejected
     if hits > 0:
         count(hits, rejected=looked.rejected)
 
@@ -114,6 +118,8 @@ class Fetch:
     async def run(self) -> None:
         """Ask for the misses of the first chunk and of the rest of the look-up."""
         client = self._client
+        for endpoint in client.endpoints:
+            endpoint.gate.limit.forgive()  # how long it was silent in an earlier pass says nothing of this one
         queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=QUEUE_ROWS)
         count = 2 * sum(endpoint.gate.limit.maximum for endpoint in client.endpoints)  # half of them may wait
         workers = [asyncio.create_task(self._ask(client, queue)) for _ in range(count)]
@@ -172,6 +178,7 @@ class Fetch:
             return
         self._counts.cut += rows * settled.is_cut
         rejected = rows if settled.rejected is not None else 0
+        self._counts.rejected += rejected
         self._advance(rows, tokens=settled.tokens, rejected=rejected)
 
     async def _watch(self, client: Client) -> None:

@@ -30,6 +30,7 @@ from pipeline.teacher.gate import Entrance
 from pipeline.teacher.logprobs import started_for
 from pipeline.teacher.lookup import look_up_all
 from pipeline.teacher.loop import Loop
+from pipeline.teacher.prepare import prepare
 from pipeline.teacher.prices import Price, price_of
 from pipeline.teacher.recorder import Recorder
 from pipeline.teacher.request import Asked, Request
@@ -68,9 +69,14 @@ class Fetcher:
         self.store, self._teacher, self._retry, self._ctx = store, teacher, retry, ctx
         self._spending, self._may_miss, self._batch = spending, may_miss, batch
         self._price = price_of(teacher)
+        self._recorder = Recorder(store, spending.run, spending.teacher)  # one: attempts of a segment are numbered
         self._stack = ExitStack()
         self._open: Open | None = None
         self._total = Counts()
+        """Since servers and budget were taken."""
+        self._given_up: dict[str, str] = {}
+        self._missing = 0
+        self._is_proven = False
         self._scale_is_settled = False
         self.canaries: tuple[Canaries, list[Request]] | None = None
         """Prompts that are asked anew before anything else is asked, once, and what follows from their answers."""
@@ -80,20 +86,31 @@ class Fetcher:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """Stop servers and give the budget back until more is asked."""
         self._stack.close()
+        self._open, self._total = None, Counts()
 
     @property
     def given_up(self) -> Mapping[str, str]:
         """Keys of requests that stay without an answer for now -> class of their last failure."""
-        return self._total.given_up
+        return self._given_up
 
-    def fetch(self, asked: Asked, requests: Iterable[Request], *, counted: bool = True) -> Counts:
+    @property
+    def missing(self) -> int:
+        """Rows behind them."""
+        return self._missing
+
+    def fetch(self, asked: Asked, requests: Iterable[Request], *, is_first: bool = True) -> Counts:
         """Make sure that each request has a stored answer or refusal.
 
         Args:
             asked: how; the requests' keys come from it.
             requests: iterated once, while the first are asked.
-            counted: whether the rows advance the step's progress.
+            is_first: False in the rounds after the first, for rows that have an answer already: they do not advance the
+                step's progress, and none of them may stay without what the round asks.
 
         Raises:
             Incomplete: rows stay pending, or the budget is reached; what was answered is stored.
@@ -101,34 +118,39 @@ class Fetcher:
             Interrupted: a signal asked us to stop; requests in flight had `GRACE_S` seconds to finish.
             RunLocked: another process is spending this budget.
         """
+        self._is_proven |= not is_first
         counts, lookup = Counts(), look_up_all(self.store, asked, requests)
-        count = self._ctx.progress.advance if counted else _count_nothing
-        for looked in lookup:
-            check_cancelled(self._ctx)
-            if looked.misses:
-                self.ask_for(asked, Work(looked, lookup, counts, count))
-                break
-            fetch_hits(looked, counts, count)
+        count = self._ctx.progress.advance if is_first else _count_nothing
+        try:
+            for looked in lookup:
+                check_cancelled(self._ctx)
+                if looked.misses:
+                    may_miss = max(0, self._may_miss - self._missing) if is_first else 0
+                    self.ask_for(asked, Work(looked, lookup, counts, count), may_miss)
+                    break
+                fetch_hits(looked, counts, count)
+        finally:
+            self._total.add(counts)
+            self._given_up |= counts.given_up
+            self._missing += counts.pending.total()
+            self._is_proven |= counts.is_proven
         return counts
 
-    def ask_for(self, asked: Asked, work: Work) -> None:
+    def ask_for(self, asked: Asked, work: Work, may_miss: int = 0) -> None:
         """Ask for what a look-up misses, from the first chunk that misses anything."""
         opened = self._opened(asked)
-        try:
-            proven = self._total.is_proven or work.counts.hits > 0 or work.looked.answered > 0
-            left = pass_by_jobs(opened.means, opened.loop, asked, work, proven=proven)
-            if left is None:
-                return
-            work = left
-            self._settle_scale(opened, asked, work)
-            self._ask_canaries(opened, asked, work)
-            opened.loop.run(
-                Fetch(
-                    self._client(opened, asked, work), work, self._ctx, opened.serving.supervise, self._may_miss
-                ).run()
-            )
-        finally:
-            self._total.add(work.counts)
+        means = replace(opened.means, may_miss=may_miss)
+        left = pass_by_jobs(means, opened.loop, asked, work, proven=self._knows_teacher(work))
+        if left is None:
+            return
+        self._settle_scale(opened, asked, left)
+        self._ask_canaries(opened, asked, left)
+        client = self._client(opened, asked, left)
+        opened.loop.run(Fetch(client, left, self._ctx, opened.serving.supervise, may_miss).run())
+
+    def _knows_teacher(self, work: Work) -> bool:
+        """Whether the teacher has answered anything, in this run or before."""
+        return self._is_proven or work.counts.is_proven or work.looked.answered > 0
 
     def _ask_canaries(self, opened: "Open", asked: Asked, work: "Work") -> None:
         if self.canaries is None:
@@ -164,7 +186,7 @@ class Fetcher:
             sampling=asked.sampling,
             room=asked.room,
             retry=self._retry,
-            proven=self._total.is_proven or work.counts.is_proven or work.looked.answered > 0,
+            proven=self._knows_teacher(work),
             cancel=self._ctx.cancel,
         )
 
@@ -182,7 +204,7 @@ class Fetcher:
         served = AsyncExitStack()
         stack.callback(lambda: loop.run(served.aclose()))
         session, serving = loop.run(self._serve(served, asked))
-        recorder = Recorder(self.store, spending.run, spending.teacher)
+        recorder = self._recorder
         batch = (self._batch, ctx, self.store, recorder, purse, tracker, self._may_miss)
         means = Means(self._teacher, self._retry, spending, *batch)
         self._open = Open(loop, session, serving, recorder, purse, means)
@@ -193,7 +215,7 @@ class Fetcher:
         teacher = started_for(self._teacher, asked.logprobs)
         served = await stack.enter_async_context(serving(teacher, session, self._ctx, asked))
         for endpoint in served.endpoints:
-            endpoint.logprobs = asked.logprobs
+            prepare(endpoint, asked, teacher.kind)
         return session, served
 
     def _report(self, purse: Purse) -> None:

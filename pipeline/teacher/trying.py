@@ -96,6 +96,6 @@ class Held:
     stored: Stored
 
     def is_confirmed_by(self, endpoint: Endpoint, answered: int) -> bool:
-        """Whether an answer to this attempt shows that the refusal was about its row. For `forbidden` the answer has to
-        come from the same host, to a request that left later: till then it may be the key that is refused there."""
-        return self.reason != FORBIDDEN or (self.host == endpoint.host and self.attempt < answered)
+        """Whether an answer to this attempt shows that the refusal was about its row: it comes from the same host. For
+        `forbidden` also to a request that left later: till then it may be the key that is refused there."""
+        return self.host == endpoint.host and (self.reason != FORBIDDEN or self.attempt < answered)

@@ -129,3 +129,40 @@ def test_a_wave_is_what_is_wanted_or_half_of_what_would_do(wanted, good, seen, s
 def test_fewer_candidates_than_rows_are_refused():
     with pytest.raises(ValueError, match="less than the 10 rows"):
         Accept(rows=10, max_candidates=9)
+
+
+class TestSeveralTeachers:
+    """They take turns in each wave, and spend one budget."""
+
+    def run(self, stage: Stage, servers: dict[str, ScriptedServer], requests: int):
+        return stage.run(
+            servers,
+            CHECKS,
+            route={"kind": "all", "teachers": ["a", "b"]},
+            accept={"rows": 20, "max_candidates": 80},
+            spending={"run": "r", "budget": {"requests": requests}},
+        )
+
+    def test_one_budget_holds_for_both_over_all_waves(self, tmp_path):
+        stage = Stage(tmp_path, numbered(40))
+        with ScriptedServer(every(3)) as a, ScriptedServer(every(3)) as b:
+            servers = {"a": a, "b": b}
+            with pytest.raises(Incomplete, match="budget is reached"):
+                self.run(stage, servers, 30)
+            assert len(a.seen) + len(b.seen) == 30
+            result = self.run(stage, servers, 100)
+            assert good(stage) == 20
+            assert result.rows_in <= len(a.seen) + len(b.seen) <= result.rows_in + 5
+
+
+def test_a_prompt_that_is_never_answered_does_not_silence_the_waves_after_it(tmp_path):
+    stage = Stage(tmp_path, numbered(60))
+
+    def one_is_down(seen: Seen, number: int) -> Act:
+        return Act(status=503) if seen.prompt in ("p000", "p001", "p002") else every(2)(seen, number)
+
+    with ScriptedServer(one_is_down) as server:
+        result = stage.run(
+            {"t": server}, CHECKS, accept={"rows": 20, "max_candidates": 60}, allow_missing={"share": 0.1}
+        )
+    assert good(stage) == 20 and all(reason.startswith("gave_up:") for reason in result.rejected)

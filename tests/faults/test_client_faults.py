@@ -567,3 +567,15 @@ def test_what_a_model_refuses_to_be_told_is_not_sent(tmp_path):
         "messages": [{"role": "user", "content": "a"}],
         "max_completion_tokens": 9,
     }
+
+
+def test_a_setting_that_the_api_refuses_from_now_on_is_no_fault_of_the_rows(tmp_path):
+    """What it answered before proves nothing of how it is asked today."""
+    with ScriptedServer(echo) as server:
+        Asking(tmp_path, server).ask(["first", "second"])
+    with ScriptedServer(lambda seen, n: failure(400, "unknown field: seed")) as server:
+        asking = Asking(tmp_path, server)
+        with pytest.raises(UsageError, match="unknown field: seed"):
+            asking.ask(["first", "second", *(f"new {number}" for number in range(60))])
+    with ScriptedServer(echo) as server:
+        assert Asking(tmp_path, server).texts(["new 1", "new 59"]) == ["NEW 1", "NEW 59"]

@@ -111,6 +111,7 @@ def test_a_killed_pipeline_leaves_nothing_alive_and_its_command_completes(projec
         check_complete(run, project)
 
 
+@pytest.mark.soak
 def test_a_killed_watchdog_is_noticed_and_one_killed_with_the_pipeline_is_cleared_up_after(project: Path) -> None:
     with running(*RUN, cwd=project) as run:
         await_answers(run, project)

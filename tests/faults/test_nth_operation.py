@@ -72,11 +72,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield Bench(host, server, folder, Made.by(folder / "clean"))
 
 
-def campaign(bench: Bench, fault_of: Callable[[int], Fault]) -> None:
-    """Strike operation 1, 2, … until a run has none left to strike; all problems are told together."""
+def campaign(bench: Bench, fault_of: Callable[[int], Fault], step: int = 1) -> None:
+    """Strike operation 1, 1 + step, … until a run has none left to strike; all problems are told together."""
     failures = []
     ends: Counter[str] = Counter()
-    for number in itertools.count(1):
+    for number in itertools.count(1, step):
         fault = fault_of(number)
         ended, problems = bench.strike(fault)
         failures += [f"{number} {fault.kind.name} at {ended.what}: {problem}" for problem in problems]
@@ -84,12 +84,18 @@ def campaign(bench: Bench, fault_of: Callable[[int], Fault]) -> None:
             break
         ends["killed" if ended.code < 0 else f"exit {ended.code}"] += 1
     told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
-    print(f"{number - 1} file operations, each failed once: {told}; {len(failures)} problems")
+    print(f"{number - 1} file operations, one in {step} failed once: {told}; {len(failures)} problems")
     assert number > 100, "a run has hundreds of operations"
     assert not failures, "\n".join(failures[:40])
 
 
-@pytest.mark.timeout(3600)  # two minutes of computing, which a busy machine may stretch
+@pytest.mark.timeout(3600)  # a minute of computing, which a busy machine may stretch
+def test_every_third_operation_fails_in_one_of_six_ways(bench: Bench) -> None:
+    campaign(bench, lambda number: Fault(KINDS[number // 3 % len(KINDS)], number, coarse=True), step=3)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_every_operation_fails_in_one_of_six_ways(bench: Bench) -> None:
     campaign(bench, lambda number: Fault(KINDS[number % len(KINDS)], number, coarse=True))
 

@@ -185,3 +185,12 @@ class TestTheSameModel:
     def test_a_list_says_whether_it_names_the_model(self):
         assert listed_in({"data": [3, {"id": "m", "root": 1}]}, "m") == Listed(True)
         assert listed_in({"data": [{"id": "n"}]}, "m") == Listed(False)
+
+
+def test_a_url_that_refuses_everything_is_the_config_s_fault_and_not_the_rows(tmp_path: Path) -> None:
+    """A replica that was started with other flags, say."""
+    with ScriptedServer(echo) as good, ScriptedServer(lambda seen, n: failure(400, "no such tool parser")) as bad:
+        with pytest.raises(UsageError, match="no such tool parser"):
+            Pool(tmp_path, [good.url, bad.url]).texts([f"prompt {number}" for number in range(200)])
+        answers = Pool(tmp_path, [good.url]).texts([f"prompt {number}" for number in range(200)])
+    assert not any(answer == "bad_request" for answer in answers), "no refusal was stored"

@@ -131,3 +131,38 @@ class TestAllowedToMiss:
     def test_a_smaller_share_does_not_do(self, stage):
         with ScriptedServer(self.broken) as server, pytest.raises(Incomplete, match="answer"):
             stage.run({"t": server}, allow_missing={"share": 0.1})
+
+    def test_a_rung_that_is_down_is_waited_for_whatever_may_be_missing(self, stage):
+        def down(seen: Seen, number: int) -> Act:
+            return failure(503) if cap_of(seen) == 64 else needs(seen, number)
+
+        ladder = {"kind": "raise", "caps": [64]}
+        with ScriptedServer(down) as server, pytest.raises(Incomplete):
+            stage.run({"t": server}, sampling={"max_tokens": 16}, on_length=ladder, allow_missing={"share": 0.6})
+
+
+def test_a_rung_that_is_refused_is_refused_in_a_resumed_run_too(stage):
+    """All of the first round is stored then, and nothing of this run has shown that the teacher works."""
+
+    def no_room(seen: Seen, number: int) -> Act:
+        return failure(400, "too long") if cap_of(seen) > 16 else needs(seen, number)
+
+    with ScriptedServer(no_room) as server:
+        stage.run({"t": server}, sampling={"max_tokens": 16})
+        result = stage.run({"t": server}, sampling={"max_tokens": 16}, on_length=RAISE)
+    assert result.rejected == {} and [row.finish_reason for row in stage.rows].count("length") == 3
+
+
+def test_what_one_row_gets_does_not_depend_on_the_others(tmp_path):
+    """A row whose rung was refused is asked on the next one, alone or not."""
+
+    def refuses_one(seen: Seen, _: int) -> Act:
+        if seen.prompt == "p001" and cap_of(seen) == 64:
+            return failure(400, "odd")
+        return completion(f"{cap_of(seen)}", finish="stop" if cap_of(seen) >= 256 else "length")
+
+    for count in (2, 3):
+        stage = Stage(tmp_path / str(count), numbered(count)[1:])
+        with ScriptedServer(refuses_one) as server:
+            stage.run({"t": server}, sampling={"max_tokens": 16}, on_length=RAISE)
+        assert (stage.rows[0].prompt_id, stage.rows[0].completion[0].content) == ("p001", "256")

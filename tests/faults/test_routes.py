@@ -98,3 +98,16 @@ def test_the_teacher_that_is_down_is_named_and_the_others_answers_are_kept(tmp_p
         stage.run({"a": servers["a"], "b": down}, route=route)
     stage.run(servers, route=route)
     assert (len(servers["a"].seen), len(servers["b"].seen)) == (3, 3)
+
+
+def test_rows_that_gave_up_at_one_teacher_leave_less_to_miss_for_the_next(tmp_path, servers):
+    def fails(prompts: set[str]):
+        return lambda seen, _: Act(status=503) if seen.prompt in prompts else completion(seen.prompt)
+
+    stage = Stage(tmp_path, numbered(10))
+    with ScriptedServer(fails({"p001", "p002"})) as a, ScriptedServer(fails({"p003"})) as b:
+        result = stage.run({"a": a, "b": b}, route=TO_ALL, allow_missing={"share": 0.15})
+        assert (result.rows_out, sum(result.rejected.values())) == (17, 3)
+        again = Stage(tmp_path / "less", numbered(10))
+        with pytest.raises(Incomplete):
+            again.run({"a": a, "b": b}, route=TO_ALL, allow_missing={"share": 0.1})

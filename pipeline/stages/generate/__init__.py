@@ -101,7 +101,7 @@ def _asker(cfg: GenerateStep, name: str, requests: Requests, may_miss: int, ctx:
         on_length=cfg.generate.on_length,
         may_miss=may_miss,
         batch=cfg.generate.batch if cfg.generate.mode == "batch" else None,
-        canaries=cfg.generate.canaries,
+        canaries=None if cfg.generate.canaries is None else (cfg.generate.canaries, requests.of(name)),
     )
 
 

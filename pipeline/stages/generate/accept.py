@@ -148,10 +148,13 @@ def _ask(
     licenses: Mapping[str, str],
     ctx: Context,
 ) -> set[tuple[int, str, int]]:
-    """Ask for one wave; where those stand that pass."""
+    """Ask for one wave; where those stand that pass. Several teachers take turns: they share the budget and, if they
+    are served here, this machine's memory."""
     for name, asker in askers.items():
         check_cancelled(ctx)
         asker.fetch(chosen.of(name))
+        if len(askers) > 1:
+            asker.rest()
     passed: set[tuple[int, str, int]] = set()
     for rows in answered_rows(chosen.rows(), askers, licenses):
         there = [row for row in rows if row.answer.rejected is None]
