@@ -7,18 +7,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core.config_api import OpenAITeacher
+from pipeline.core.config_logprobs import LogprobsConfig
 from pipeline.core.config_server import HOST, MODEL, PORT, ServerTeacher
 from pipeline.core.config_teacher import Retry, Sampling, Teacher
+from pipeline.core.errors import UsageError
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
 from pipeline.teacher.ask import ask
+from pipeline.teacher.logprobs import wanted_logprobs
 from pipeline.teacher.request import Asked
 from pipeline.teacher.server import free_port
 from tests.support import make_context
@@ -89,8 +92,9 @@ def is_healthy(port: int) -> bool:
         return False
 
 
-def answers(folder: Path, teacher: Teacher) -> list[Any]:
+def answers(folder: Path, teacher: Teacher, logprobs: LogprobsConfig | None = None) -> list[Any]:
     asked = Asked.of(teacher, Sampling(max_tokens=16), 0, DigestCache(folder / "digests.json"))
+    asked = replace(asked, logprobs=wanted_logprobs(logprobs, teacher))
     messages = [[Message("user", f"What is {a} + {b}?")] for a, b in SUMS]
     requests = [asked.request("sums", f"p{number}", 0, each) for number, each in enumerate(messages)]
     return list(ask(teacher, asked, Retry(timeout_s=120), requests, make_context(folder)))
@@ -109,7 +113,22 @@ def test_one_config_fits_the_urls_of_both(url_and_name: tuple[str, str], tmp_pat
     check(answers(tmp_path, OpenAITeacher.model_validate(teacher)))
 
 
-@pytest.mark.parametrize("peer", PEERS)
+def test_logprobs_come_from_the_one_that_offers_them_and_the_other_is_told_so(
+    url_and_name: tuple[str, str], tmp_path: Path
+) -> None:
+    url, name = url_and_name
+    settings = {"kind": "openai", "base_url": url, "provider": "peer", "model": name, "concurrency": 2}
+    teacher, wanted = OpenAITeacher.model_validate(settings), LogprobsConfig(top_k=5, token_ids=True)
+    if name != "teacher":  # transformers' server refuses the field
+        with pytest.raises(UsageError, match="refuses to answer with logprobs"):
+            answers(tmp_path, teacher, wanted)
+        return
+    found = answers(tmp_path, teacher, wanted)
+    check(found)
+    assert all(len(answer.logprobs.ids) == answer.completion_tokens for answer in found)
+
+
+@pytest.mark.parametrize("peer", [pytest.param("vllm", marks=pytest.mark.soak), "transformers"])
 def test_one_config_starts_both(peer: str, model: Path, tmp_path: Path) -> None:
     how = {"command": PEERS[peer].command, "served_name": PEERS[peer].served_name, "env": ENV, "concurrency": 2}
     check(answers(tmp_path, ServerTeacher.model_validate({"kind": "server", "model": str(model), **how})))
