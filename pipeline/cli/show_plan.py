@@ -49,15 +49,16 @@ def _estimate_lines(each: "Estimate") -> list[str]:
     counts = f"{each.requests:,} requests, {stored}, {each.to_ask:,} to ask"
     counts += f" ({each.cut:,} of them were cut at a smaller cap)" if each.cut else ""
     counts += f", {each.shared:,} ask what another one asks" if each.shared else ""
+    counts += f", {each.in_jobs:,} in open batch jobs" if each.in_jobs else ""
+    counts += f"; {each.continued:,} of the answered may be continued" if each.continued else ""
     counts += f"; {each.blocked:,} more are blocked by generate.outbound" if each.blocked else ""
     lines = [f"teacher {each.teacher} ({each.model}) for {each.step}: {counts}"]
-    if each.to_ask == 0:
-        return lines
     cost = each.forecast
+    if cost.requests.high == 0:
+        return lines
     if each.target is not None:
-        lines.append(
-            f"  target      {each.target:,} good rows (generate.accept): {cost.requests.low:,} requests or more"
-        )
+        least = f"{cost.requests.low:,} requests or more to this teacher"
+        lines.append(f"  target      {each.target:,} good rows (generate.accept): {least}")
     lines.append(f"  tokens in   {_span(cost.tokens_in)}")
     lines.append(f"  tokens out  {_span(cost.tokens_out)}")
     lines.append(f"  money       {'unknown: no price' if cost.nano is None else _money(cost.nano)}")
@@ -85,15 +86,20 @@ def _duration(seconds: float) -> str:
 
 def _fund_line(fund: "Fund") -> str:
     from pipeline.runner.funds import left
+    from pipeline.teacher.budget import Amount
 
     limits, spent, rest = fund.limits, fund.spent, left(fund)
-    parts = []
+    held, parts = fund.held, []
+    in_jobs = "" if held == Amount() else ", {} held by open jobs"
     if limits.nano is not None:
-        parts.append(f"{usd(spent.nano)} of {usd(limits.nano)} spent, {usd(rest.nano)} left")
+        jobs = in_jobs.format(usd(held.nano))
+        parts.append(f"{usd(spent.nano)} of {usd(limits.nano)} spent{jobs}, {usd(rest.nano)} left")
     if limits.tokens is not None:
-        parts.append(f"{spent.tokens:,} of {limits.tokens:,} tokens spent, {rest.tokens:,} left")
+        jobs = in_jobs.format(f"{held.tokens:,}")
+        parts.append(f"{spent.tokens:,} of {limits.tokens:,} tokens spent{jobs}, {rest.tokens:,} left")
     if limits.requests is not None:
-        parts.append(f"{spent.requests:,} of {limits.requests:,} requests made, {rest.requests:,} left")
+        jobs = in_jobs.format(f"{held.requests:,}")
+        parts.append(f"{spent.requests:,} of {limits.requests:,} requests made{jobs}, {rest.requests:,} left")
     return f"{limits.field}: {'; '.join(parts)}"
 
 
@@ -121,6 +127,8 @@ def _estimate_json(each: "Estimate") -> dict[str, Any]:
         "to_ask",
         "cut",
         "shared",
+        "in_jobs",
+        "continued",
         "blocked",
         "target",
     )
@@ -145,6 +153,7 @@ def _fund_json(fund: "Fund") -> dict[str, Any]:
         "teacher": fund.teacher,
         "caps": {"usd": _usd(limits.nano), "tokens": limits.tokens, "requests": limits.requests},
         "spent": {"usd": _usd(fund.spent.nano), "tokens": fund.spent.tokens, "requests": fund.spent.requests},
+        "held_by_jobs": {"usd": _usd(fund.held.nano), "tokens": fund.held.tokens, "requests": fund.held.requests},
         "left": {
             "usd": None if limits.nano is None else _usd(rest.nano),
             "tokens": None if limits.tokens is None else rest.tokens,

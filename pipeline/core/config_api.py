@@ -59,9 +59,9 @@ class ApiTeacher(ConfigModel):
     price: Annotated[TokenPrice | None, OPERATIONAL] = None
     """What its tokens cost, in USD per million. None: as in pipeline/teacher/prices.yaml, or else unknown."""
     on_model_change: Annotated[Literal["stop", "warn"], OPERATIONAL] = "stop"
-    """When answers come under another model name than the first answer of this step, also on a resume: stop, or go on
-    and warn. A name and its dated snapshot (`m`, `m-2026-01-31`) are one. The answers are kept either way, with the
-    name on each row."""
+    """When answers come under another model name than the first answers of this teacher that the data folder keeps:
+    stop, or go on and warn. A name and its dated snapshot (`m`, `m-2026-01-31`) are one. The answers are kept either
+    way, with the name on each row."""
     on_fingerprint_change: Annotated[Literal["stop", "warn", "ignore"], OPERATIONAL] = "warn"
     """The same for the backend's fingerprint (`system_fingerprint`). OpenAI's alternate between backends all the time,
     so that `stop` suits a server of one's own."""
@@ -98,8 +98,9 @@ class OpenAITeacher(ApiTeacher):
     model: str
     """The model's name as the API knows it."""
     replicas: Annotated[tuple[BaseUrl, ...], OPERATIONAL] = ()
-    """More URLs that serve the same model with the same key. Each request goes to the least loaded one that works; one
-    that fails gets none until it answers again. `limits` and `concurrency` hold for each URL."""
+    """More URLs that serve the same model (their lists of models are compared) with the same key. Each request goes to
+    the least loaded one that works; one that fails gets none until it answers again. `limits` and `concurrency` hold
+    for each URL."""
     max_tokens_field: Annotated[Literal["max_tokens", "max_completion_tokens"], OPERATIONAL] = "max_tokens"
     """Name under which the API takes the cap; OpenAI's reasoning models want `max_completion_tokens`."""
     reasoning_effort: Annotated[

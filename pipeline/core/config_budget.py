@@ -56,10 +56,17 @@ class Spending(ConfigModel):
     """The teacher's name in the config."""
     budget: Budget = Budget()
     """The run's caps."""
+    prices: dict[Name, TokenPrice] = Field(default_factory=dict)
+    """What the tokens of the run's teachers cost, where money is capped: earlier requests to any of them count."""
 
     def by(self, teacher: str) -> "Spending":
         """The same budget, spent on one teacher."""
         return self.model_copy(update={"teacher": teacher})
+
+    @property
+    def is_money_capped(self) -> bool:
+        """Whether any cap in money is set, of whichever teacher."""
+        return any(caps.usd is not None for caps in (self.budget, *self.budget.teachers.values()))
 
     @property
     def is_capped(self) -> bool:

@@ -9,7 +9,8 @@ from pipeline.core.config_base import ConfigModel
 
 class Canaries(ConfigModel):
     """The first prompts of the run, asked anew, greedily and briefly, each time that a run begins to ask; the answers
-    are compared with those of the first time. They count in the budget and change no row."""
+    are compared with those of the first time. They count in the budget and change no row. Thinking has its budget
+    beside the brief answer; where only an effort is set, a canary may be as long as any answer."""
 
     count: Annotated[int, Field(ge=1, le=1000)] = 4
     """Number of prompts."""

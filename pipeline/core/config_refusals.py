@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from pipeline.core.config_api import AnthropicTeacher, GeminiTeacher, OpenAITeacher
+from pipeline.core.config_api import AnthropicTeacher, ApiTeacher, GeminiTeacher, OpenAITeacher
 from pipeline.core.config_batch import mode_refusals
 from pipeline.core.config_length import Continue, Raise
 from pipeline.core.config_logprobs import KINDS as LOGPROBS_KINDS
 from pipeline.core.config_logprobs import MODE_FLAG, RAW, LogprobsConfig, names_other_mode
 from pipeline.core.config_response import ResponseForm
-from pipeline.core.config_server import ServerTeacher
+from pipeline.core.config_server import LocalServer, ServerTeacher
 from pipeline.core.config_teacher import GenerateConfig, Sampling, Teacher, VllmTeacher
 
 GEMINI_STOPS = 5
@@ -92,7 +92,7 @@ def thinking_refusals(teacher: Teacher, max_tokens: int, field: str) -> Iterator
         yield f"{field}: {max_tokens} leaves no room for an answer behind {thinking} thinking_tokens"
 
 
-def takes_temperature(teacher: Teacher, sampling: Sampling) -> bool:
+def takes_temperature(teacher: Teacher | LocalServer | ApiTeacher, sampling: Sampling) -> bool:
     """Whether an API teacher may be told a temperature: not where the config says that it refuses one (`null`), nor
     while it thinks on Anthropic's API. Local models always take one."""
     if teacher.kind in ("vllm", "server", "replay"):

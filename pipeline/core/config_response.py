@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -19,9 +20,13 @@ REFUSED_KEYWORDS: Final = frozenset({"patternProperties", "$anchor", "$dynamicAn
 MAPS_OF_SCHEMAS: Final = ("properties", "$defs", "definitions", "dependentSchemas")
 LISTS_OF_SCHEMAS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 SCHEMAS: Final = (
-    "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then", "unevaluatedItems",
-    "unevaluatedProperties",
+    "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
+    "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
+IN_PLACE: Final = ("if", "then", "else", "not")
+LISTS_IN_PLACE: Final = ("allOf", "anyOf", "oneOf")
+"""Keywords whose schemas look at the very value that theirs does, as `$ref` and `dependentSchemas` do: a circle of
+these alone has no end."""
 WHERE: Final = "generate.response"
 
 
@@ -140,16 +145,18 @@ def schema_text(schema: Mapping[str, Any]) -> str:
 
 def schema_problem(schema: dict[str, Any]) -> str | None:
     """Why a schema cannot be used, in one line; None: it can."""
-    from jsonschema import Draft202012Validator, SchemaError  # only a config with a schema pays for it
+    from jsonschema import SchemaError  # only a config with a schema pays for it
 
     try:
-        schema_text(schema)
-        Draft202012Validator.check_schema(schema)
-        found = next(_problems(schema, schema), None)
+        if json.loads(schema_text(schema)) != schema:
+            return "it holds what JSON cannot"
+        found = next(_problems(schema), None)
         if found is not None:
             return found
+        if _has_circle(schema):
+            return "it refers to itself without end"
         for value in SAMPLES_OF_ALL_TYPES:
-            list(Draft202012Validator(schema).iter_errors(value))
+            list(schema_validator(schema, {}).iter_errors(value))
     except SchemaError as error:
         return f"no JSON Schema of draft 2020-12: {error.message[:200]} (at {error.json_path})"
     except RecursionError:
@@ -159,22 +166,58 @@ def schema_problem(schema: dict[str, Any]) -> str | None:
     return None
 
 
-def _problems(schema: Any, root: dict[str, Any]) -> Iterator[str]:
-    """What is refused anywhere in a schema that is valid as such."""
-    if not isinstance(schema, dict):
-        return
+def schema_validator(schema: Mapping[str, Any], keywords: Mapping[str, Any]) -> Any:
+    """A validator of jsonschema's for draft 2020-12, which fetches nothing from anywhere.
+
+    Args:
+        schema: one that `schema_problem` takes.
+        keywords: checks that stand in the place of the usual ones.
+    """
+    from jsonschema import Draft202012Validator, validators  # only a run with a schema pays for it
+    from referencing import Registry
+
+    return validators.extend(Draft202012Validator, keywords)(schema, registry=Registry())
+
+
+def _problems(root: dict[str, Any]) -> Iterator[str]:
+    """What is refused anywhere in a schema, or in what it refers to, be it at a place where JSON Schema knows none.
+
+    Raises:
+        jsonschema.SchemaError: the schema, or what it refers to, is none.
+    """
+    from jsonschema import Draft202012Validator
+
+    seen: set[int] = set()
+    targets: list[Any] = [root]
+    while targets:
+        target = targets.pop()
+        if id(target) in seen:
+            continue
+        Draft202012Validator.check_schema(target)
+        inside = [target]
+        while inside:
+            schema = inside.pop()
+            if not isinstance(schema, dict) or id(schema) in seen:
+                continue
+            seen.add(id(schema))
+            yield from _own_problems(schema, root)
+            inside.extend(_subschemas(schema))
+            if "$ref" in schema:
+                targets.append(_target(schema["$ref"], root))
+
+
+def _own_problems(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[str]:
+    """What is refused in a valid schema, without those inside it."""
     for keyword in sorted(REFUSED_KEYWORDS & schema.keys()):
         yield f"`{keyword}` is not taken"
     if schema.get("$schema", DRAFT).rstrip("#") != DRAFT:
         yield f"its `$schema` is not {DRAFT}"
     if "$id" in schema and schema is not root:
         yield "a schema inside it has an `$id` of its own"
-    if "$ref" in schema and not _resolves(schema["$ref"], root):
+    if "$ref" in schema and _target(schema["$ref"], root) is None:
         yield f"the reference {schema['$ref']!r} leads to nothing in the schema itself"
     if "pattern" in schema and (problem := pattern_problem(schema["pattern"])) is not None:
         yield f"pattern {schema['pattern']!r}: {problem}"
-    for inner in _subschemas(schema):
-        yield from _problems(inner, root)
 
 
 def _subschemas(schema: dict[str, Any]) -> Iterator[Any]:
@@ -186,18 +229,62 @@ def _subschemas(schema: dict[str, Any]) -> Iterator[Any]:
         yield schema.get(keyword)
 
 
-def _resolves(reference: str, root: dict[str, Any]) -> bool:
-    """Whether a reference is a JSON pointer that leads to a schema below `root`; nothing is fetched from anywhere."""
+def _has_circle(root: dict[str, Any]) -> bool:
+    """Whether a schema comes back to itself without a step into the value that it looks at."""
+    done: set[int] = set()
+    for start in _all_schemas(root):
+        open_ids: set[int] = set()
+        steps: list[tuple[bool, dict[str, Any]]] = [(True, start)]
+        while steps:
+            enters, schema = steps.pop()
+            if not enters:
+                open_ids.discard(id(schema))
+                done.add(id(schema))
+            elif id(schema) in open_ids:
+                return True
+            elif id(schema) not in done:
+                open_ids.add(id(schema))
+                steps.append((False, schema))
+                steps.extend((True, inner) for inner in _in_place(schema, root) if isinstance(inner, dict))
+    return False
+
+
+def _all_schemas(root: dict[str, Any]) -> list[dict[str, Any]]:
+    """A schema, those inside it, and those that they refer to."""
+    found: dict[int, dict[str, Any]] = {}
+    waiting: list[Any] = [root]
+    while waiting:
+        schema = waiting.pop()
+        if isinstance(schema, dict) and id(schema) not in found:
+            found[id(schema)] = schema
+            waiting += [*_subschemas(schema), *_in_place(schema, root)]
+    return [*found.values()]
+
+
+def _in_place(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[Any]:
+    """The schemas of a schema that look at the same value as it does."""
+    if "$ref" in schema:
+        yield _target(schema["$ref"], root)
+    for keyword in LISTS_IN_PLACE:
+        yield from schema.get(keyword, ())
+    yield from (schema.get(keyword) for keyword in IN_PLACE)
+    yield from schema.get("dependentSchemas", {}).values()
+
+
+def _target(reference: str, root: dict[str, Any]) -> Any:
+    """The schema below `root` that a reference leads to as a JSON pointer; None: it leads to none. Nothing is fetched
+    from anywhere."""
     if reference != "#" and not reference.startswith("#/"):
-        return False
+        return None
     found: Any = root
-    for part in reference.split("/")[1:]:
+    for part in unquote(reference[1:]).split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, list):
-            found = found[int(name)] if name.isdecimal() and int(name) < len(found) else None
+            is_index = name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < len(found)
+            found = found[int(name)] if is_index else None
         else:
             found = found.get(name) if isinstance(found, dict) else None
-    return isinstance(found, dict | bool)
+    return found if isinstance(found, dict | bool) else None
 
 
 def pattern_problem(pattern: str) -> str | None:

@@ -15,7 +15,7 @@ from pipeline.core.config_logprobs import LogprobsConfig, logprobs_that_count
 from pipeline.core.config_outbound import OutboundConfig, outbound_that_counts
 from pipeline.core.config_response import ResponseForm, form_that_counts
 from pipeline.core.config_route import Route, routed_teachers
-from pipeline.core.config_server import LocalServer, ServerTeacher
+from pipeline.core.config_server import LocalServer, ServerTeacher, without_secrets
 from pipeline.core.stage import Json
 
 SWITCHES_WITHOUT_EFFECT: Final = frozenset(
@@ -58,9 +58,23 @@ REFUSED_FLAGS: Final = {
     "--served-model-name": "the pipeline gives the name",
     "--host": "the pipeline chooses the address",
     "--port": "the pipeline chooses the address",
+    "--uds": "the pipeline chooses the address",
     "--api-key": "the server listens on this machine only, and a config holds no secrets",
     "--config": "a file's content would not count in any key; write its settings here",
+    "--hf-config-path": "a file's content would not count in any key; the model's folder holds its config",
 }
+
+
+def refused_flag(flag: str) -> str | None:
+    """The flag in `REFUSED_FLAGS` that another one is, or that vLLM would take it for: `--mod` for `--model`, `-qfp8`
+    for `-q fp8`. None: it may be given."""
+    return next((refused for refused in REFUSED_FLAGS if _may_mean(flag, refused)), None)
+
+
+def _may_mean(flag: str, name: str) -> bool:
+    if name == "-q" and flag.startswith("-q"):
+        return True
+    return len(flag.lstrip("-")) > 0 and flag.startswith("-") and name.startswith(flag)
 
 
 def flags_that_count(args: Sequence[str]) -> list[Json]:
@@ -122,12 +136,13 @@ class VllmTeacher(LocalServer):
     @classmethod
     def _args_are_not_fields(cls, args: tuple[str, ...]) -> tuple[str, ...]:
         for flag, *values in _flags(args):
-            if flag in REFUSED_FLAGS:
-                raise ValueError(f"{flag} cannot be given here: {REFUSED_FLAGS[flag]}")
-            if flag == "--chat-template" and not any("{" in value for value in values):
+            refused = refused_flag(flag)
+            if refused is not None:
+                raise ValueError(f"{flag} cannot be given here: {REFUSED_FLAGS[refused]}")
+            if _may_mean(flag, "--chat-template") and not any("{" in value for value in values):
                 why = "a file's content would not count in any key; use the model folder's chat_template.jinja"
                 raise ValueError(f"{flag} takes the template itself here: {why}")
-        return args
+        return without_secrets(args)
 
 
 class ReplayTeacher(ConfigModel):

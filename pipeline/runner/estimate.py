@@ -5,81 +5,46 @@ from the stages' own functions, its keys from the one that defines them, hits fr
 """
 
 import gc
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from pipeline.core.config import EvaluateStep, GenerateStep
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_base import LocalModel
-from pipeline.core.config_length import Continue, Raise
-from pipeline.core.config_limits import Limits
-from pipeline.core.config_server import LocalServer
 from pipeline.core.config_teacher import ReplayTeacher
-from pipeline.core.record import Message
 from pipeline.core.store import Artefact
+from pipeline.runner.asking import Asking, Paid, asking_of
+from pipeline.runner.found import Found, look_up
 from pipeline.runner.funds import Alarm, Fund, alarms, funds_of
 from pipeline.runner.plan import Planned
 from pipeline.runner.session import Session
-from pipeline.teacher.endpoint import Endpoint, api_endpoints, open_gate
 from pipeline.teacher.experience import experience_with
-from pipeline.teacher.forecast import Forecast, Load, forecast
-from pipeline.teacher.hits import Distinct, Standing, standings
-from pipeline.teacher.launch import VLLM_NAME
+from pipeline.teacher.forecast import Forecast, forecast
 from pipeline.teacher.prices import Price, batch_price_of, price_of
-from pipeline.teacher.request import Asked, Request
-from pipeline.teacher.seeds import wants_seeds
-from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
-Paid = LocalServer | ApiTeacher
 ASKING = ("generate", "evaluate")
 """Kinds of steps that ask a teacher through the response store."""
 
 
-@dataclass(slots=True)
-class Asking:
-    """What one step asks one teacher.
-
-    Attributes:
-        teacher: its name in the config.
-        config: its config.
-        keys: of all requests in order, 32 bytes each.
-        sizes: bytes of each body.
-        frame: of these what a body takes without a prompt.
-        blocked: requests that must not leave, beside those.
-        again: caps under which an answer that is cut is asked for again.
-        target: rows that are enough; None: all are needed.
-    """
-
-    step: str
-    teacher: str
-    config: Paid
-    asked: Asked
-    blocked: int = 0
-    again: tuple[int, ...] = ()
-    target: int | None = None
-    in_batches: bool | None = False
-    keys: bytearray = field(default_factory=bytearray)
-    sizes: "array[int]" = field(default_factory=lambda: array("q"))
-    frame: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one step's requests to one teacher come to. `requests` is the sum of `answered`, `refused`, `to_ask` and
-    `shared`.
+    """What one step's requests to one teacher come to. `requests` is the sum of `answered`, `refused`, `to_ask`,
+    `shared` and `in_jobs`.
 
     Attributes:
         step, teacher: their names.
         model: as the teacher's config names it.
-        requests: rows that need an answer.
+        requests: rows that need an answer; with a target the candidates among which they are sought.
         answered, refused: of them those whose answer, or refusal, is stored.
         to_ask: requests that would be sent.
         cut: of these, those to which an answer is stored that a smaller cap cut.
         shared: rows whose request is sent for another row.
+        in_jobs: rows whose request an open batch job holds, so that it is not sent again.
+        continued: requests among `answered` whose answer was cut and may be continued (`generate.on_length`); how many
+            of them were continued before is not known.
         blocked: rows that must not leave this machine, beside `requests`.
         target: rows that are enough (`generate.accept`), so that not all may be asked; None: all are needed.
         forecast: what `to_ask` may come to.
@@ -96,6 +61,8 @@ class Estimate:
     to_ask: int
     cut: int
     shared: int
+    in_jobs: int
+    continued: int
     blocked: int
     target: int | None
     forecast: Forecast
@@ -145,7 +112,7 @@ def estimate(session: Session, planned: Sequence[Planned]) -> Estimates:
         prompts = _artefact(session, planned, "prompts") if known else None
         gc.freeze()  # a million small objects come and go: what is loaded need not be looked through each time
         estimates = [] if prompts is None else [
-            _estimate(session, asking) for step in known for asking in _asking(session, step, prompts.path / "rows")
+            each for step in known for each in _estimates(session, asking_of(session, step, prompts.path / "rows"))
         ]  # fmt: skip
         funds = funds_of(session) if steps else ()
         session.digests.save()
@@ -199,123 +166,53 @@ def is_fetched(model: LocalModel) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------------- what is asked
-
-
-def _asking(session: Session, planned: Planned, rows: Path) -> list[Asking]:
-    """What a step asks, one a teacher."""
-    config = session.config_of(planned.step)
-    if isinstance(config, GenerateStep):
-        return _asked_to_generate(planned.step.name, config, rows, session.data)
-    assert isinstance(config, EvaluateStep)
-    return _asked_to_evaluate(planned.step.name, config, rows, session)
-
-
-def _asked_to_generate(step: str, config: GenerateStep, rows: Path, data: Path) -> list[Asking]:
-    """All teachers in one pass over the prompts."""
-    from pipeline.stages.generate.requests import requests_of  # stages load heavy libraries
-
-    requests, again = requests_of(config, rows, data), _again(config)
-    target = None if config.generate.accept is None else config.generate.accept.rows
-    in_batches = _in_batches(config)
-    asking = {
-        name: Asking(step, name, teacher, requests.asked[name], again=again, target=target, in_batches=in_batches)
-        for name, teacher in config.teachers.items()
-        if not isinstance(teacher, ReplayTeacher)
-    }
-    measure = {name: _measure(each) for name, each in asking.items()}
-    for row in requests.all_rows(teachers=[*asking]):
-        if row.checked.reason is None:
-            measure[row.teacher](row.request)
-        else:
-            asking[row.teacher].blocked += 1
-    return [*asking.values()]
-
-
-def _in_batches(config: GenerateStep) -> bool | None:
-    if config.generate.mode != "batch":
-        return False
-    return True if config.generate.batch.stragglers == "wait" else None
-
-
-def _again(config: GenerateStep) -> tuple[int, ...]:
-    match config.generate.on_length:
-        case Raise(caps=caps):
-            return caps
-        case Continue(times=times):
-            return (config.generate.sampling.max_tokens,) * times
-        case _:
-            return ()
-
-
-def _asked_to_evaluate(step: str, config: EvaluateStep, rows: Path, session: Session) -> list[Asking]:
-    from pipeline.stages.evaluate.answers import requests_to_teacher  # stages load heavy libraries
-
-    assert isinstance(config.teacher, ApiTeacher)
-    asked, requests, blocked = requests_to_teacher(config, rows, session.data)
-    asking = Asking(step, session.loaded.config.generate.teacher, config.teacher, asked, blocked)
-    measure = _measure(asking)
-    for request in requests:
-        measure(request)
-    return [asking]
-
-
-def _measure(asking: Asking) -> Callable[[Request], None]:
-    """What notes a request's key and size."""
-    endpoint, sampling = _endpoint_of(asking.config), asking.asked.sampling
-    endpoint.sends_seeds = wants_seeds(asking.asked, asking.config.kind)
-    asking.frame = len(endpoint.body(asking.asked.request("", "", 0, (Message("user", ""),)), sampling))
-    last: tuple[Message, ...] | None = None
-    size = 0
-
-    def measure(request: Request) -> None:
-        nonlocal last, size
-        if request.messages is not last or endpoint.sends_seeds:  # else a prompt's samples differ in their keys alone
-            last = request.messages
-            size = len(endpoint.body(request, sampling))
-        asking.keys.extend(bytes.fromhex(request.key))
-        asking.sizes.append(size)
-
-    return measure
-
-
-def _endpoint_of(teacher: Paid) -> Endpoint:
-    """Where the requests would go; a server of our own is not started for it."""
-    if isinstance(teacher, ApiTeacher):
-        return api_endpoints(teacher)[0]
-    return Endpoint("", OPENAI_CHAT, VLLM_NAME, "", None, open_gate(1, Limits()))
-
-
 # ------------------------------------------------------------------------------------------------ what it comes to
 
 
-def _estimate(session: Session, asking: Asking) -> Estimate:
-    asked, responses = asking.asked, session.data / "responses"
-    wanted, cap = Distinct.of(asking.keys), asked.sampling.max_tokens
-    found = standings(responses, wanted, cap, asked.room, logprobs=asked.logprobs)
-    is_asked = found <= Standing.CUT
-    first = wanted.first[is_asked]
-    answered, to_ask = int(wanted.rows[found == Standing.ANSWERED].sum()), len(first)
-    seen = experience_with(responses, asked.identity, cap) if to_ask else None
-    least = None if asking.target is None else max(0, asking.target - answered)
-    sizes = np.array(asking.sizes, np.int64)[first]
-    texts = np.maximum(sizes - asking.frame, 0)
-    load = Load(to_ask, int(sizes.sum()), int(texts.sum()), cap, asking.again, least)
+def _estimates(session: Session, asking: Sequence[Asking]) -> list[Estimate]:
+    """What a step comes to, one a teacher."""
+    found = [look_up(session.data / "responses", each) for each in asking]
+    bound = sure_candidates(found)
+    return [_estimate(session, each, bound) for each in found]
+
+
+def sure_candidates(found: Sequence[Found]) -> int | None:
+    """How many candidates are asked for at least, the first ones: as if each of them were good that may be; None: there
+    is no target."""
+    if not found or found[0].asking.target is None:
+        return None
+    hopeful = np.frombuffer(found[0].asking.hopeful, np.uint8).copy()
+    for each in found:
+        hopeful[each.refused_ranks] = 0
+    enough = np.nonzero(np.cumsum(hopeful) >= found[0].asking.target)[0]
+    return int(enough[0]) + 1 if len(enough) > 0 else len(hopeful)
+
+
+def _estimate(session: Session, found: Found, bound: int | None) -> Estimate:
+    asking, responses = found.asking, session.data / "responses"
+    caps = {part.caps[0] for part in found.parts if part.requests > 0}
+    seen = {cap: experience_with(responses, asking.asked.identity, cap) for cap in sorted(caps)}
+    prices = _prices(asking)
+    forecasts = [forecast(part.load(asking, bound), seen.get(part.caps[0]), *prices) for part in found.parts]
+    known = next((each for each in seen.values() if each is not None), None)
+    to_ask, per_second = found.to_ask, None if known is None else known.per_second
     return Estimate(
         step=asking.step,
         teacher=asking.teacher,
         model=_model_of(asking.config),
         requests=len(asking.sizes),
-        answered=answered,
-        refused=int(wanted.rows[found == Standing.REFUSED].sum()),
+        answered=found.answered,
+        refused=found.refused,
         to_ask=to_ask,
-        cut=int((found == Standing.CUT).sum()),
-        shared=int(wanted.rows[is_asked].sum()) - to_ask,
+        cut=found.cut,
+        shared=found.shared,
+        in_jobs=found.in_jobs,
+        continued=found.continued,
         blocked=asking.blocked,
         target=asking.target,
-        forecast=forecast(load, seen, *_prices(asking)),
-        attempts=0 if seen is None else seen.attempts,
-        seconds=None if seen is None or seen.per_second is None else to_ask / seen.per_second,
+        forecast=reduce(Forecast.__add__, forecasts),
+        attempts=0 if known is None else known.attempts,
+        seconds=None if per_second is None or to_ask == 0 else to_ask / per_second,
     )
 
 

@@ -1,18 +1,20 @@
 """What of the budget is spent and left, and which caps a plan may not fit into."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from pipeline.core.config_budget import Caps, Spending, nano, usd
 from pipeline.core.config_teacher import ReplayTeacher
 from pipeline.runner.session import Session
 from pipeline.teacher.accounts import spent_by
+from pipeline.teacher.batch.door import in_flight
 from pipeline.teacher.budget import Amount, Limits
 from pipeline.teacher.forecast import Forecast
 from pipeline.teacher.prices import price_of
 
 Chance = Literal["surely", "probably", "perhaps"]
+NOTHING: Final = Amount()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,13 @@ class Fund:
         teacher: whose; None: the run's.
         limits: the caps.
         spent: what counts against them already, unknown ends at their worst case.
+        held: the worst case of the run's open batch jobs.
     """
 
     teacher: str | None
     limits: Limits
     spent: Amount
+    held: Amount = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +53,29 @@ def funds_of(session: Session) -> tuple[Fund, ...]:
     """The caps that a config sets; none: nothing is capped.
 
     Raises:
-        CorruptArtefact: a file of attempts is damaged.
+        UsageError: money is capped, and nobody knows what earlier attempts at some teacher cost.
+        CorruptArtefact: a file of attempts, or the record of a batch job, is damaged.
         Incomplete: the disk fails.
     """
     config = session.loaded.config
-    budget, name = config.budget, config.generate.teacher
+    budget = config.budget
     caps: list[tuple[str | None, Limits]] = [(None, _limits("budget", budget))]
     caps += [(teacher, _limits(f"budget.teachers.{teacher}", each)) for teacher, each in budget.teachers.items()]
     if not any(limits.is_any for _, limits in caps):
         return ()
-    teacher = config.teachers[name]
-    price = None if isinstance(teacher, ReplayTeacher) else price_of(teacher)
-    run = Spending(run=config.name, teacher=name, budget=budget).run
-    spent = spent_by(session.data / "responses", run, name, price)
-    whole = sum(spent.values(), Amount())
-    return tuple(
-        Fund(whose, limits, whole if whose is None else spent.get(whose, Amount()))
-        for whose, limits in caps
-        if limits.is_any
-    )
+    spending = Spending(run=config.name, budget=budget)
+    prices = {
+        name: price_of(teacher) for name, teacher in config.teachers.items() if not isinstance(teacher, ReplayTeacher)
+    }
+    responses = session.data / "responses"
+    spent = spent_by(responses, spending.run, prices, budget)
+    held = in_flight(responses, spending, identity="")
+    return tuple(Fund(whose, limits, _of(spent, whose), _of(held, whose)) for whose, limits in caps if limits.is_any)
+
+
+def _of(amounts: Mapping[str | None, Amount], teacher: str | None) -> Amount:
+    """What one teacher has of them; None: all together."""
+    return sum(amounts.values(), Amount()) if teacher is None else amounts.get(teacher, Amount())
 
 
 def alarms(funds: Iterable[Fund], forecasts: Sequence[tuple[str, Forecast]]) -> Iterator[Alarm]:
@@ -90,7 +98,8 @@ def alarms(funds: Iterable[Fund], forecasts: Sequence[tuple[str, Forecast]]) -> 
         )
         told: set[str] = set()
         for chance, amount in levels:
-            for cap in fund.limits.exceeded_by(fund.spent + amount):
+            held = Amount(requests=fund.held.requests) if chance == "surely" else fund.held  # jobs may cost less
+            for cap in fund.limits.exceeded_by(fund.spent + held + amount):
                 if cap not in told:
                     told.add(cap)
                     yield _alarm(fund, cap, chance, amount)
@@ -99,6 +108,7 @@ def alarms(funds: Iterable[Fund], forecasts: Sequence[tuple[str, Forecast]]) -> 
 def _alarm(fund: Fund, cap: str, chance: Chance, amount: Amount) -> Alarm:
     field = f"{fund.limits.field}.{cap}"
     more, has, limit = (_shown(cap, each) for each in (amount, fund.spent, _as_amount(fund.limits)))
+    held = "" if fund.held == Amount() else f", {_shown(cap, fund.held)} held by open jobs"
     which = {"surely": "low", "probably": "likely", "perhaps": "high"}[chance]
     ends = {
         "surely": "the run will stop there",
@@ -106,13 +116,13 @@ def _alarm(fund: Fund, cap: str, chance: Chance, amount: Amount) -> Alarm:
         "perhaps": "the run may stop there",
     }[chance]
     even = "even " if chance == "surely" else ""
-    text = f"{field}: {limit}, {has} of it spent; {even}the {which} estimate adds {more}: {ends} (exit code 3)"
+    text = f"{field}: {limit}, {has} of it spent{held}; {even}the {which} estimate adds {more}: {ends} (exit code 3)"
     return Alarm(field, chance, text)
 
 
 def left(fund: Fund) -> Amount:
     """What is left of each cap, not below 0; 0 also where there is none."""
-    rest = _as_amount(fund.limits) - fund.spent
+    rest = _as_amount(fund.limits) - fund.spent - fund.held
     return Amount(max(0, rest.nano), max(0, rest.tokens), max(0, rest.requests))
 
 

@@ -10,8 +10,9 @@ from pipeline.core.config_base import ConfigModel
 from pipeline.core.config_budget import Spending
 from pipeline.core.config_outbound import guard_towards
 from pipeline.core.config_refusals import takes_temperature
-from pipeline.core.config_teacher import Teacher
+from pipeline.core.config_teacher import ReplayTeacher, Teacher
 from pipeline.core.stage import StageModule
+from pipeline.teacher.prices import token_price_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,17 @@ def _generate_step(run: c.RunConfig) -> c.GenerateStep:
         generate=run.generate if leaves else run.generate.model_copy(update={"outbound": None}),
         teachers=teachers,
         checks=None if run.generate.accept is None else run.filter,
-        spending=Spending(run=run.name, budget=run.budget),
+        spending=_spending(run).model_copy(update={"teacher": None}),
     )
 
 
 def _spending(run: c.RunConfig) -> Spending:
-    return Spending(run=run.name, teacher=run.generate.teacher, budget=run.budget)
+    spending = Spending(run=run.name, teacher=run.generate.teacher, budget=run.budget)
+    if not spending.is_money_capped:
+        return spending
+    asked = {name: each for name, each in run.teachers.items() if not isinstance(each, ReplayTeacher)}
+    prices = {name: price for name, each in asked.items() if (price := token_price_of(each)) is not None}
+    return spending.model_copy(update={"prices": prices})
 
 
 STAGES = (

@@ -1,6 +1,6 @@
 """What the attempts of a run came to, read from the response store: the budget goes on from there after any stop."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.core.errors import DISK_ERRORS, CorruptArtefact
+from pipeline.core.config_budget import Budget, Caps
+from pipeline.core.errors import DISK_ERRORS, CorruptArtefact, UsageError
 from pipeline.core.lineage import file_sha256
 from pipeline.teacher.budget import Amount
 from pipeline.teacher.prices import Price
@@ -17,17 +18,21 @@ from pipeline.teacher.segment import attempt_columns, open_segment, segment_path
 NUMBERS: Final = ("id", "cap", "reserved", "reserved_tokens", "input_tokens", "output_tokens", "cost")
 TEXTS: Final = ("segment", "teacher")
 MEND: Final = "put a sound copy in its place, or move it away: the budget then forgets what only it held"
+UNCAPPED: Final = Budget()
 
 
-def spent_by(folder: Path, run: str | None, teacher: str | None, price: Price | None) -> dict[str | None, Amount]:
+def spent_by(
+    folder: Path, run: str | None, prices: Mapping[str, Price | None], budget: Budget = UNCAPPED
+) -> dict[str | None, Amount]:
     """Teacher's name -> what the attempts of a run came to, each counted once; unknown ends at their worst case.
 
     Args:
         folder: the response store.
-        teacher, price: attempts at this teacher that had no price when they were made count at today's; those at
-            others count no money.
+        prices: of all teachers of the run, by name: attempts that had no price when they were made count at today's.
+        budget: its caps in money hold only if everything can be counted.
 
     Raises:
+        UsageError: money is capped, and nobody knows what attempts at some teacher cost.
         CorruptArtefact: a file of attempts is damaged.
         Incomplete: the disk fails.
     """
@@ -43,7 +48,7 @@ def spent_by(folder: Path, run: str | None, teacher: str | None, price: Price | 
             tables.append(table.filter(pc.invert(is_read)))
     rows = _once(pa.concat_tables(tables)) if tables else None
     names = [] if rows is None else rows["teacher"].unique().to_pylist()
-    return {name: _sum(rows, name, teacher, price) for name in names}
+    return {name: _sum(rows, name, prices.get(name or ""), budget) for name in names}
 
 
 def _of_segments(folder: Path, run: str) -> Iterator[tuple[str, pa.Table]]:
@@ -99,7 +104,7 @@ def _once(rows: pa.Table) -> pa.Table:
     return once.rename_columns([name.removesuffix("_max") for name in once.column_names])
 
 
-def _sum(rows: pa.Table, name: str | None, teacher: str | None, price: Price | None) -> Amount:
+def _sum(rows: pa.Table, name: str | None, price: Price | None, budget: Budget) -> Amount:
     is_it = pc.is_null(rows["teacher"]) if name is None else pc.equal(rows["teacher"], name)
     mine = rows.filter(pc.fill_null(is_it, False))
     used = pc.add(mine["input_tokens"], mine["output_tokens"])
@@ -107,12 +112,26 @@ def _sum(rows: pa.Table, name: str | None, teacher: str | None, price: Price | N
     money = pc.coalesce(mine["cost"], mine["reserved"])
     nano = _total(money)
     unpriced = mine.filter(pc.is_null(money))
-    if name == teacher and price is not None and unpriced.num_rows > 0:
-        outputs = _total(pc.coalesce(unpriced["output_tokens"], unpriced["cap"]))
-        worst_inputs = pc.subtract(unpriced["reserved_tokens"], unpriced["cap"])
-        inputs = _total(pc.coalesce(unpriced["input_tokens"], worst_inputs))
+    outputs = _total(pc.coalesce(unpriced["output_tokens"], unpriced["cap"]))
+    worst_inputs = pc.subtract(unpriced["reserved_tokens"], unpriced["cap"])
+    inputs = _total(pc.coalesce(unpriced["input_tokens"], worst_inputs))
+    if price is not None:
         nano += price.cost(inputs, outputs)
+    elif inputs + outputs > 0:
+        _check_uncapped(name, unpriced.num_rows, budget)
     return Amount(nano, _total(tokens), mine.num_rows)
+
+
+def _check_uncapped(name: str | None, count: int, budget: Budget) -> None:
+    """Refuse a cap in money that attempts count in whose cost nobody knows."""
+    scopes: tuple[tuple[str, Caps], ...] = (("budget", budget),)
+    if name in budget.teachers:
+        scopes += ((f"budget.teachers.{name}", budget.teachers[name]),)
+    capped = next((field for field, caps in scopes if caps.usd is not None), None)
+    if capped is not None:
+        what = f"{capped}.usd is set, but {count:,} earlier requests of this run to teacher {name} had no price"
+        todo = "give it there, in USD per million tokens: `price: {input: 2.5, output: 10}`"
+        raise UsageError(what, where=f"teachers.{name}.price", todo=todo)
 
 
 def _total(values: pa.ChunkedArray) -> int:

@@ -128,6 +128,10 @@ class Ledger:
         self.held += worst
         self.in_flight += 1
 
+    def unspend(self, amount: Amount) -> None:
+        """Take back what was counted as spent."""
+        self.spent -= amount
+
     def settle(self, worst: Amount, actual: Amount) -> None:
         """Put what an attempt came to in the place of what was held for it; `actual` is `worst` if that is unknown."""
         self.held -= worst

@@ -117,6 +117,13 @@ class Client:
         Raises:
             UsageError, Incomplete: every further request would fail in the same way.
         """
+        try:
+            return await self._settle(request)
+        finally:
+            if self.quarantine is not None:
+                self.quarantine.settled(request.key)  # however it ended: nobody waits for it any more
+
+    async def _settle(self, request: Request) -> Settled:
         tries, body = Tries(), self._body(request)
         while True:
             if self.quarantine is not None and self.quarantine.is_poison(request.key):
@@ -155,7 +162,7 @@ class Client:
         self, quarantine: Quarantine, request: Request, admission: AbstractAsyncContextManager[Ticket]
     ) -> AsyncIterator[Ticket]:
         async with quarantine.admit(request.key) as level, admission as ticket:
-            ticket.is_stale = quarantine.level(request.key) != level  # an engine died meanwhile
+            ticket.is_stale = quarantine.is_stale(request.key, level)
             yield ticket
 
     @property

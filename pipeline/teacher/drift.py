@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Final
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.errors import Incomplete
 from pipeline.core.stage import Context
+from pipeline.core.store import sync_folder
 from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.wire import Reply
 
@@ -24,7 +26,8 @@ SNAPSHOT: Final = re.compile(r"[-@:](\d{4}-\d{2}-\d{2}|\d{8}|\d{6}|\d{4}|\d{3}|l
 class Drift:
     """What an API teacher's answers said of themselves so far.
 
-    It is kept in the step's work folder, so that a resume compares too, and goes with that when the step is done.
+    It is kept beside the stored answers, by teacher, so that a resume compares too, and every later run with whatever
+    prompts and settings: their answers stand beside these.
 
     Attributes:
         teacher: its policies say what a change leads to.
@@ -42,7 +45,7 @@ class Drift:
     @classmethod
     def of(cls, teacher: ApiTeacher, identity: str, ctx: Context) -> "Drift":
         """Go on from what is remembered; a damaged file is none, since it decides nothing but when to stop."""
-        memory = ctx.workdir / f"answers-from-{identity[:16]}.json"
+        memory = ctx.data / "responses" / f"answers-from-{identity[:16]}.json"
         try:
             known = json.loads(memory.read_text("utf-8"))
             return cls(teacher, memory, ctx, known["model"], list(known["fingerprints"]))
@@ -93,9 +96,14 @@ class Drift:
 
     def _remember(self, model: str | None, fingerprints: Sequence[str]) -> None:
         self.model, self.fingerprints = model, [*fingerprints]
-        temporary = self.memory.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"model": model, "fingerprints": self.fingerprints}), "utf-8")
+        known = json.dumps({"model": model, "fingerprints": self.fingerprints})
+        temporary = self.memory.with_name(f".{self.memory.name}.{os.getpid()}")
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(known)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self.memory)
+        sync_folder(self.memory.parent)
 
 
 def is_same_model(one: str, other: str) -> bool:

@@ -43,7 +43,7 @@ class Endpoint:
         models_url: its list of models; None: it is never asked for that.
         proven: whether it has answered anything in this run.
         structured_outputs: how it is told of the form that answers must have.
-        takes_seeds: False where it is known beforehand that a seed would end the engine.
+        takes_seeds: False where a seed would end the engine, or a trial has shown that it refuses seeds.
         sends_seeds: whether sampled requests carry seeds; see seeds.py.
         logprobs: what is asked of them here; None: none.
     """

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -20,6 +21,7 @@ from pipeline.core.stage import Context, Json, check_cancelled
 from pipeline.teacher.accounts import spent_by
 from pipeline.teacher.batch.door import holding_jobs, in_flight
 from pipeline.teacher.batch.passes import Means, pass_by_jobs
+from pipeline.teacher.batch.tracker import held_by_jobs
 from pipeline.teacher.budget import Amount
 from pipeline.teacher.canary import ask_canaries, canary_requests
 from pipeline.teacher.client import Client
@@ -140,10 +142,10 @@ class Fetcher:
         """Ask for what a look-up misses, from the first chunk that misses anything."""
         opened = self._opened(asked)
         means = replace(opened.means, may_miss=may_miss)
+        self._settle_scale(opened, asked, work)
         left = pass_by_jobs(means, opened.loop, asked, work, proven=self._knows_teacher(work))
         if left is None:
             return
-        self._settle_scale(opened, asked, left)
         self._ask_canaries(opened, asked, left)
         client = self._client(opened, asked, left)
         opened.loop.run(Fetch(client, left, self._ctx, opened.serving.supervise, may_miss).run())
@@ -156,7 +158,7 @@ class Fetcher:
         if self.canaries is None:
             return
         rules, prompts = self.canaries
-        how, requests = canary_requests(asked, prompts)
+        how, requests = canary_requests(self._teacher, asked, prompts)
         client = self._client(opened, how, work)
         opened.loop.run(ask_canaries(client, self.store, how, requests, rules, self._ctx))
         self.canaries = None
@@ -197,7 +199,8 @@ class Fetcher:
         stack, ctx, spending = self._stack, self._ctx, self._spending
         stack.enter_context(_holding_budget(spending, ctx.data / "responses"))
         tracker = stack.enter_context(holding_jobs(ctx.data / "responses", asked.identity, self._batch))
-        purse = Purse(spending, self._price, _spent(spending, self._price, ctx, asked), ctx.resume_command)
+        jobs = partial(held_by_jobs, ctx.data / "responses", spending.run)
+        purse = Purse(spending, self._price, _spent(spending, self._price, ctx, asked), ctx.resume_command, jobs)
         stack.callback(self._report, purse)
         loop = Loop()
         stack.callback(loop.close)
@@ -252,6 +255,7 @@ def _spent(spending: Spending, price: Price | None, ctx: Context, asked: Asked) 
     if not spending.is_capped:
         return {}
     responses = ctx.data / "responses"
-    spent = spent_by(responses, spending.run, spending.teacher, price)
+    prices = {name: Price.of(given) for name, given in spending.prices.items()} | {spending.teacher or "": price}
+    spent = spent_by(responses, spending.run, prices, spending.budget)
     jobs = in_flight(responses, spending, asked.identity)
     return {name: spent.get(name, Amount()) + jobs.get(name, Amount()) for name in {*spent, *jobs}}

@@ -37,6 +37,7 @@ class Load:
         cap: `max_tokens` of each.
         again: caps under which a request whose answer is cut is asked again, one after the other.
         least: how many are sent at least, where a target may be met before all are.
+        is_sure: whether they are sent at all; else they count in the high numbers alone.
     """
 
     requests: int
@@ -45,10 +46,13 @@ class Load:
     cap: int
     again: tuple[int, ...] = ()
     least: int | None = None
+    is_sure: bool = True
 
     @property
     def low_share(self) -> float:
         """The share of them that is sent for certain."""
+        if not self.is_sure:
+            return 0.0
         return 1.0 if self.least is None or self.requests == 0 else min(1.0, self.least / self.requests)
 
 
@@ -59,6 +63,10 @@ class Span:
     low: int
     likely: int | None
     high: int
+
+    def __add__(self, other: "Span") -> "Span":
+        likely = None if self.likely is None or other.likely is None else self.likely + other.likely
+        return Span(self.low + other.low, likely, self.high + other.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,14 @@ class Forecast:
     tokens_in: Span
     tokens_out: Span
     nano: Span | None
+
+    def __add__(self, other: "Forecast") -> "Forecast":
+        return Forecast(
+            self.requests + other.requests,
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            None if self.nano is None or other.nano is None else self.nano + other.nano,
+        )
 
     @property
     def low(self) -> Amount:
@@ -106,9 +122,9 @@ def forecast(load: Load, seen: Experience | None, price: Price | None, batch_pri
         batch_price: the same in batch jobs, where some requests may still be asked at `price`; None: none are.
         seen: what is known of the teacher; None: nothing.
     """
-    is_whole = load.least is None
-    rounds = 1 + len(load.again)
-    requests = Span(int(load.requests * load.low_share), load.requests if is_whole else None, load.requests * rounds)
+    rounds, likely = 1 + len(load.again), load.requests if load.is_sure else 0
+    least = round(load.requests * load.low_share)
+    requests = Span(least, likely if load.least is None else None, load.requests * rounds)
     tokens_in, tokens_out = _tokens_in(load, seen), _tokens_out(load, seen)
     nano = None if price is None else _money((batch_price or price, price), tokens_in, tokens_out, requests.high)
     return Forecast(requests, tokens_in, tokens_out, nano)
@@ -131,6 +147,8 @@ def _tokens_out(load: Load, seen: Experience | None) -> Span:
 def _span(load: Load, low: float, likely: float | None, high: int) -> Span:
     """In their order: a server that billed more than the worst case makes no number larger than that, and of few
     attempts with one very short answer the mean may lie below the tenth."""
+    if not load.is_sure:
+        return Span(0, None if likely is None else 0, high)
     middle = min(round(low if likely is None else likely), high)
     least = min(int(low * load.low_share), middle)
     return Span(least, None if likely is None or load.least is not None else middle, high)

@@ -27,6 +27,8 @@ FETCH_ROWS: Final = 65_536
 """Keys of a segment that are compared at a time."""
 GROUPS: Final = 64
 """Row groups of a folded file whose keys are compared at a time."""
+CONTESTED_ROWS: Final = 16_384
+"""Requests with several stored answers that are told apart at a time: these answers are in memory."""
 
 Keys = npt.NDArray[np.bytes_]
 
@@ -34,13 +36,15 @@ Keys = npt.NDArray[np.bytes_]
 class Standing(IntFlag):
     """What is stored for a request, in the order of how much it is worth.
 
-    `CUT`: nothing but answers that a smaller cap cut, so that it would be asked again.
+    `CUT`: nothing but answers that a smaller cap cut, so that it would be asked again. `AT_CAP`: an answer that stands,
+    though it ended at its own cap: a further round (`generate.on_length`) may ask for it.
     """
 
     MISSING = 0
     CUT = 1
     REFUSED = 2
-    ANSWERED = 4
+    AT_CAP = 4
+    ANSWERED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,10 @@ class Distinct:
         """From the keys of all requests behind each other, 32 bytes each."""
         keys, first, rows = np.unique(np.frombuffer(packed, KEY), return_index=True, return_counts=True)
         return cls(keys, rows.astype(np.int64), first.astype(np.int64))
+
+    def only(self, at: npt.NDArray[np.int64]) -> "Distinct":
+        """Those at some places."""
+        return Distinct(self.keys[at], self.rows[at], self.first[at])
 
 
 def standings(
@@ -87,9 +95,12 @@ def standings(
     with readable(folder):
         for at, stored in _answers_to(folder, wanted.keys, check):
             found[at] |= _standing(stored, cap, room, logprobs)
-        contested = np.nonzero((found & Standing.ANSWERED > 0) & (found & Standing.REFUSED > 0))[0]
-        for at, stored in _stands(folder, wanted.keys[contested], cap, room, check, logprobs):
-            found[contested[at]] = _standing(stored, cap, room, logprobs)
+        hits = found & ~np.uint8(Standing.CUT)
+        contested = np.nonzero(hits & (hits - np.uint8(1)))[0]  # more than one bit
+        for start in range(0, len(contested), CONTESTED_ROWS):
+            some = contested[start : start + CONTESTED_ROWS]
+            for at, stored in _stands(folder, wanted.keys[some], cap, room, check, logprobs):
+                found[some[at]] = _standing(stored, cap, room, logprobs)
     return np.where(found > Standing.CUT, found & ~np.uint8(Standing.CUT), found)
 
 
@@ -99,14 +110,16 @@ def _standing(stored: Stored, cap: int, room: int | None, logprobs: LogprobsAske
     if outcome is None:
         return Standing.MISSING
     if is_hit(stored, outcome, cap, room, logprobs=logprobs):
-        return Standing.ANSWERED if outcome.rejected is None else Standing.REFUSED
+        if outcome.rejected is not None:
+            return Standing.REFUSED
+        return Standing.AT_CAP if outcome.is_cut else Standing.ANSWERED
     return Standing.MISSING if outcome.reply is None else Standing.CUT
 
 
 def _stands(
     folder: Path, keys: Keys, cap: int, room: int | None, check: Check, logprobs: LogprobsAsked | None
 ) -> Iterator[tuple[int, Stored]]:
-    """Of several answers to a key, a refusal among them, the one that stands; there are few such keys."""
+    """Of several hits to a key that differ, the one that stands."""
     answers: dict[int, list[Stored]] = {}
     for at, stored in _answers_to(folder, keys, check) if len(keys) > 0 else ():
         answers.setdefault(at, []).append(stored)

@@ -1,13 +1,13 @@
 """Whether an endpoint still serves the model it served at first, asked of its list of models after an outage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from pipeline.core.errors import Incomplete
+from pipeline.core.errors import Incomplete, UsageError
 from pipeline.teacher.endpoint import Endpoint
 
 PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
@@ -72,6 +72,49 @@ def listed_in(body: Any, model: str) -> Listed | None:
 def is_back(first: Look, now: Look) -> bool:
     """Whether an endpoint answers again, its list of models too if it had one."""
     return now.alive and (first.listed is None or now.listed is not None)
+
+
+def later_first(first: Look, now: Look) -> Look:
+    """What to compare with from now on: the first look at which there was a list of models."""
+    return now if first.listed is None else first
+
+
+def check_alike(endpoints: Sequence[Endpoint], firsts: Mapping[str, Look]) -> None:
+    """Compare the first looks at the URLs of one teacher with the first of them that lists its model.
+
+    Not covered: URLs without a list of models, and lists that do not say what is served under the name (`root`, which
+    vLLM gives), since all of them hold the name.
+
+    Args:
+        firsts: URL -> look.
+
+    Raises:
+        UsageError: one of them serves something else.
+    """
+    looks = [(each, firsts[each.url].listed) for each in endpoints if each.url in firsts]
+    seen = [(each, listed) for each, listed in looks if listed is not None]
+    named = [(each, listed) for each, listed in seen if listed.named]
+    for each, listed in seen:
+        if named and not listed.named:
+            _raise_unlike(each, f"{each.host} does not list {each.model!r}, {named[0][0].host} does")
+    rooted = [(each, listed.root) for each, listed in named if listed.root is not None]
+    for each, root in rooted:
+        other, before = rooted[0]
+        if not is_same_root(root, before):
+            _raise_unlike(each, f"{each.host} serves {root!r} as {each.model!r}, {other.host} serves {before!r}")
+
+
+def is_same_root(one: str, other: str) -> bool:
+    """Whether two hosts may serve the same: equal names, or equal last parts where one of them is a folder, which may
+    lie elsewhere on each host."""
+    if one == other or not (one.startswith("/") or other.startswith("/")):
+        return one == other
+    return one.rstrip("/").rpartition("/")[2] == other.rstrip("/").rpartition("/")[2]
+
+
+def _raise_unlike(endpoint: Endpoint, what: str) -> NoReturn:
+    todo = "give only URLs of one model as `base_url` and `replicas`, or correct what is served there"
+    raise UsageError(f"the URLs of the teacher serve different models: {what}", where=endpoint.host, todo=todo)
 
 
 def check_same(endpoint: Endpoint, first: Look, now: Look, resume_command: str) -> None:

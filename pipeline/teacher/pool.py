@@ -11,7 +11,7 @@ import aiohttp
 from pipeline.core.stage import Context
 from pipeline.teacher.breaker import State
 from pipeline.teacher.endpoint import Endpoint
-from pipeline.teacher.identity import Look, check_same, is_back, look_at
+from pipeline.teacher.identity import Look, check_alike, check_same, is_back, later_first, look_at
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,21 @@ LONGEST_PROBE_S: Final = 10.0
 """Bounds of the time between two probes of an endpoint that fails; it doubles in between."""
 LEAST_RECHECK_S: Final = 1.0
 """Time between two looks at an endpoint some of whose requests fail."""
+
+
+async def first_looks(endpoints: Sequence[Endpoint], session: aiohttp.ClientSession) -> dict[str, Look]:
+    """URL -> what it says of itself, of the URLs of one teacher that answer, before the first request. A single one is
+    not looked at: there is nothing to compare it with yet.
+
+    Raises:
+        UsageError: they serve different models.
+    """
+    if len(endpoints) == 1:
+        return {}
+    looks = await asyncio.gather(*(look_at(session, endpoint) for endpoint in endpoints))
+    firsts = {endpoint.url: look for endpoint, look in zip(endpoints, looks, strict=True)}
+    check_alike(endpoints, firsts)
+    return firsts
 
 
 async def keep_endpoints(
@@ -33,12 +48,13 @@ async def keep_endpoints(
     left to its breaker, which tries it with requests.
 
     Args:
-        firsts: URL -> what was seen at the first look; filled here.
+        firsts: URL -> what was seen at the first look that it was there for; filled here.
 
     Raises:
         Incomplete: an endpoint serves another model than at first.
+        UsageError: one that was not there at first serves another model than the others.
     """
-    await together([_keep(endpoint, len(endpoints) == 1, firsts, session, ctx) for endpoint in endpoints])
+    await together([_keep(endpoint, endpoints, firsts, session, ctx) for endpoint in endpoints])
 
 
 async def together(tasks: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -59,12 +75,16 @@ async def together(tasks: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 
 async def _keep(
-    endpoint: Endpoint, alone: bool, firsts: dict[str, Look], session: aiohttp.ClientSession, ctx: Context
+    endpoint: Endpoint,
+    endpoints: Sequence[Endpoint],
+    firsts: dict[str, Look],
+    session: aiohttp.ClientSession,
+    ctx: Context,
 ) -> None:
     gate = endpoint.gate
     first = firsts.get(endpoint.url) or await look_at(session, endpoint)
     firsts[endpoint.url] = first
-    if alone and first.listed is None:
+    if len(endpoints) == 1 and first.listed is None:
         await asyncio.Event().wait()
     gate.is_watched, looked = True, gate.breaker.period
     while True:
@@ -73,11 +93,15 @@ async def _keep(
         if gate.is_out or has_opened:  # once each time that it opens: then its trials say how well it works
             looked = gate.breaker.period
             firsts[endpoint.url] = first = await _await_return(endpoint, first, session, ctx)
+            check_alike(endpoints, firsts)
+            _let_in(endpoint, ctx)
         elif gate.is_doubtful:
             gate.is_doubtful = False
             now = await look_at(session, endpoint)
             if is_back(first, now):
                 check_same(endpoint, first, now, ctx.resume_command)
+                firsts[endpoint.url] = first = later_first(first, now)
+                check_alike(endpoints, firsts)
             else:
                 gate.is_out = True
             await asyncio.sleep(LEAST_RECHECK_S)
@@ -97,7 +121,10 @@ async def _await_return(endpoint: Endpoint, first: Look, session: aiohttp.Client
         gate.limit.failed()  # so that a teacher whose endpoints are all out counts as silent
         wait = min(2 * wait, LONGEST_PROBE_S)
     check_same(endpoint, first, now, ctx.resume_command)
-    gate.come_back()
+    return later_first(first, now)
+
+
+def _let_in(endpoint: Endpoint, ctx: Context) -> None:
+    endpoint.gate.come_back()
     log.info("%s answers again", endpoint.host)
     ctx.events.emit("endpoint_back", host=endpoint.host)
-    return first if first.listed is not None else now

@@ -100,12 +100,19 @@ def price_of(teacher: LocalServer | ApiTeacher, table: Path = TABLE) -> Price | 
     Raises:
         UsageError: the price table is not valid.
     """
+    given = token_price_of(teacher, table)
+    return None if given is None else Price.of(given)
+
+
+def token_price_of(teacher: LocalServer | ApiTeacher, table: Path = TABLE) -> TokenPrice | None:
+    """The same in USD, as a config says it.
+
+    Raises:
+        UsageError: the price table is not valid.
+    """
     if teacher.price is not None:
-        return Price.of(teacher.price)
-    if isinstance(teacher, LocalServer):
-        return FREE
-    found = _listed(teacher, table)
-    return None if found is None else Price.of(found)
+        return teacher.price
+    return TokenPrice(input=0, output=0) if isinstance(teacher, LocalServer) else _listed(teacher, table)
 
 
 def _listed(teacher: ApiTeacher, table: Path) -> TokenPrice | None:

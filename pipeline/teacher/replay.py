@@ -19,7 +19,7 @@ from pipeline.core.record import ToolCall
 from pipeline.core.stage import Context, check_cancelled
 from pipeline.teacher.request import Request
 from pipeline.teacher.responses import Outcome
-from pipeline.teacher.wire import Reply, clean, load_json, read_calls, text_flags
+from pipeline.teacher.wire import Reply, clean, dump_json, load_json, read_calls, text_flags
 
 NO_COMPLETION = "no_completion"
 ROWS_PER_COMMIT = 4096
@@ -150,7 +150,7 @@ def _completion(value: Any, where: str) -> tuple[str, str | None, str | None] | 
             content = ""
         if content is None or (isinstance(content, str) and isinstance(reasoning, str | None)):
             given = [[call.name, call.arguments, call.id] for call in calls]
-            return None if content is None else (content, reasoning, orjson.dumps(given).decode() if given else None)
+            return None if content is None else (content, reasoning, dump_json(given).decode() if given else None)
     todo = "give a column of text, or of lists of {role, content} messages"
     raise UsageError(f"a completion is neither text nor messages but {type(value).__name__}", where=where, todo=todo)
 

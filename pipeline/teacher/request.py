@@ -9,7 +9,7 @@ from pipeline.core.config_api import AnthropicTeacher, ApiTeacher, GeminiTeacher
 from pipeline.core.config_base import LocalModel
 from pipeline.core.config_logprobs import LogprobsAsked
 from pipeline.core.config_response import ResponseForm, form_that_counts, loaded_form
-from pipeline.core.config_server import ServerTeacher, command_that_counts, variables_that_count
+from pipeline.core.config_server import ServerTeacher, command_that_counts, name_that_counts, variables_that_count
 from pipeline.core.config_teacher import (
     ReplayTeacher,
     Sampling,
@@ -214,8 +214,9 @@ def output_flags(teacher: Teacher) -> dict[str, Json]:
     if isinstance(teacher, AnthropicTeacher | GeminiTeacher) and teacher.thinking_tokens is not None:
         return {"thinking_tokens": teacher.thinking_tokens}
     if isinstance(teacher, ServerTeacher):
-        variables = variables_that_count(teacher.env)
-        return {"command": command_that_counts(teacher.command)} | ({"env": variables} if variables else {})
+        variables, name = variables_that_count(teacher.env), name_that_counts(teacher.served_name)
+        counted: dict[str, Json] = {"command": command_that_counts(teacher.command)}
+        return counted | ({"env": variables} if variables else {}) | ({} if name is None else {"served_name": name})
     if not isinstance(teacher, VllmTeacher):
         return {}
     flags: dict[str, Json] = {"dtype": teacher.dtype, "quantization": teacher.quantization}

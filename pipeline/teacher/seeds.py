@@ -69,7 +69,7 @@ async def settle_seeds(
     elif level == "unseeded":
         log.warning("%s takes seeds and does not honour them", endpoints[0].engine)
     for endpoint in endpoints:
-        endpoint.sends_seeds = level != "seed_refused"
+        endpoint.takes_seeds = endpoint.sends_seeds = level != "seed_refused"
 
 
 async def probe_seeds(session: aiohttp.ClientSession, endpoint: Endpoint) -> Level:

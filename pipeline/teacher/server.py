@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from pipeline.teacher.endpoint import Endpoint, api_endpoints, open_gate
 from pipeline.teacher.gpus import installed_gpus, server_environments
 from pipeline.teacher.identity import Look, check_same, get, look_at
 from pipeline.teacher.launch import LOOPBACK, Launch, installed_engine, launch_of, sets_chunking
-from pipeline.teacher.poison import Quarantine
-from pipeline.teacher.pool import keep_endpoints, together
+from pipeline.teacher.poison import Death, Quarantine
+from pipeline.teacher.pool import first_looks, keep_endpoints, together
 from pipeline.teacher.request import Asked
 from pipeline.teacher.seeds import settle_seeds, wants_seeds
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
@@ -64,7 +63,9 @@ class Server:
         log: the server's output, appended to over restarts.
         records: folder of the watchdogs' records.
         endpoint: where it answers; its URL changes with a restart, since the port does.
-        restarts: how often it was started again since the last death that was explained.
+        deaths: how often it ended since the last end, of any server, that was explained.
+        unexplained: how many of these count against the restarts that it is allowed.
+        is_lost: it is not started any more.
         first: what it said of its model when it was first healthy.
     """
 
@@ -75,7 +76,9 @@ class Server:
     records: Path
     endpoint: Endpoint
     process: subprocess.Popen[bytes] | None = None
-    restarts: int = field(default=0)
+    deaths: int = 0
+    unexplained: int = 0
+    is_lost: bool = False
     first: Look | None = None
     _log_start: int = 0
 
@@ -99,26 +102,23 @@ class Server:
         what, model = self.launch.label, self.teacher.model
         log.info("starting %s for %s, which may take a minute or so; its log: %s", what, model, self.log)
 
-    async def wait_until_healthy(self, session: aiohttp.ClientSession, ctx: Context) -> None:
-        """Poll the server's health.
+    async def wait_until_healthy(self, session: aiohttp.ClientSession, ctx: Context) -> Incomplete | None:
+        """Poll the server's health; gives what went wrong where it ended, or was not healthy in time.
 
         Raises:
-            UsageError: it ended before it was healthy.
-            Incomplete: it did not become healthy in time, or serves another model than before.
+            Incomplete: it serves another model than before.
             Interrupted: a signal asked us to stop.
         """
         deadline = time.monotonic() + self.teacher.start_timeout_s
         while (await get(session, self.url(self.launch.health), {}))[0] != 200:
             check_cancelled(ctx)
             if self.exit_code() is not None:
-                todo = f"see {self.log}; then correct the teacher's settings"
-                raise UsageError(
-                    f"{self.launch.label} ended while starting: {self.last_lines()}", where=str(self.log), todo=todo
-                )
+                what = f"{self.launch.label} ended while starting: {self.last_lines()}"
+                return Incomplete(what, where=str(self.log), todo=f"see the log, then run: {ctx.resume_command}")
             if time.monotonic() > deadline:
                 patience = f"{self.teacher.start_timeout_s:g} s"
                 what = f"{self.launch.label} was not ready after {patience}: {self.last_lines()}"
-                raise Incomplete(
+                return Incomplete(
                     what, where=str(self.log), todo="raise the teacher's `start_timeout_s`, or see the log"
                 )
             await asyncio.sleep(POLL_S)
@@ -127,6 +127,23 @@ class Server:
         self.first = self.first or now
         check_same(self.endpoint, self.first, now, ctx.resume_command)
         log.info("%s is ready at %s (%s)", self.launch.label, self.endpoint.host, self.endpoint.engine)
+        return None
+
+    async def become_healthy(self, session: aiohttp.ClientSession, ctx: Context) -> None:
+        """Wait for the first start.
+
+        Raises:
+            UsageError: it ended before it was healthy.
+            Incomplete: it did not become healthy in time.
+            Interrupted: a signal asked us to stop.
+        """
+        trouble = await self.wait_until_healthy(session, ctx)
+        if trouble is None:
+            return
+        if self.exit_code() is None:
+            raise trouble
+        todo = f"see {self.log}; then correct the teacher's settings"
+        raise UsageError(trouble.what, where=trouble.where, todo=todo)
 
     async def _engine(self, session: aiohttp.ClientSession) -> str:
         """Name and, where there is a route for it, version of the engine."""
@@ -180,12 +197,13 @@ async def serving(
         asked: says whether requests are to carry seeds; None: they are not.
 
     Raises:
-        UsageError, Incomplete: a server does not come up; see `Server.wait_until_healthy` and `server_environments`.
+        UsageError, Incomplete: a server does not come up; see `Server.become_healthy` and `server_environments`. Or the
+            URLs of an API serve different models.
     """
     if isinstance(teacher, ApiTeacher):
         endpoints = api_endpoints(teacher)
         await settle_seeds(asked, teacher.kind, endpoints, session, ctx)
-        firsts: dict[str, Look] = {}
+        firsts = await first_looks(endpoints, session)
         yield Serving(endpoints, lambda: keep_endpoints(endpoints, firsts, session, ctx))
         return
     gpus = installed_gpus()
@@ -203,14 +221,13 @@ async def serving(
         for server in servers:
             server.start()
         for server in servers:
-            await server.wait_until_healthy(session, ctx)
-        quarantine = Quarantine(installed_engine(teacher))
-        watches = [partial(_supervise, server, index, quarantine, session, ctx) for index, server in enumerate(servers)]
+            await server.become_healthy(session, ctx)
+        fleet = Fleet(servers, Quarantine(installed_engine(teacher), len(servers)), session, ctx)
         endpoints = [server.endpoint for server in servers]
         for endpoint in endpoints:
             endpoint.takes_seeds = not (seeded_on_cpu and sets_chunking(teacher))
         await settle_seeds(asked, teacher.kind, endpoints, session, ctx)
-        yield Serving(endpoints, lambda: together([watch() for watch in watches]), quarantine)
+        yield Serving(endpoints, fleet.supervise, fleet.quarantine)
     finally:
         for server in servers:
             server.stop()
@@ -231,41 +248,79 @@ def clear_stale(records: Path) -> None:
         log.warning("killed a server (process group %d) that had outlived its watchdog", group)
 
 
-async def _supervise(
-    server: Server, index: int, quarantine: Quarantine, session: aiohttp.ClientSession, ctx: Context
-) -> None:
-    """Restart what ends; requests in flight fail meanwhile and are tried again, under suspicion.
+@dataclass(slots=True)
+class Fleet:
+    """The servers of one teacher, kept alive.
 
-    Raises:
-        Incomplete: the server ended once more than it may be restarted, not counting deaths by a prompt that was found.
-        UsageError: it does not start again.
+    Attributes:
+        quarantine: of requests in whose company one of them died.
     """
-    while True:
-        await asyncio.sleep(POLL_S)
-        code = server.exit_code()
-        if code is None:
-            continue
-        if quarantine.crashed(index):
-            server.restarts = 0
-        await _restart(server, code, session, ctx)
 
+    servers: Sequence[Server]
+    quarantine: Quarantine
+    session: aiohttp.ClientSession
+    ctx: Context
 
-async def _restart(server: Server, code: int, session: aiohttp.ClientSession, ctx: Context) -> None:
-    label, allowed = server.launch.label, server.teacher.restarts
-    if server.restarts >= allowed:
-        what = f"{label} ended {allowed + 1} times (exit {code}): {server.last_lines()}"
-        raise Incomplete(what, where=str(server.log), todo=f"see the log, then resume with: {ctx.resume_command}")
-    log.warning("%s ended (exit %d): %s; restarting it", label, code, server.last_lines())
-    ctx.events.emit("server_restarted", exit_code=code, restarts=server.restarts + 1)
-    server.restarts += 1
-    server.endpoint.gate.shut()
-    if server.ran_out_of_memory():
-        maximum = server.endpoint.gate.limit.halve()
-        log.warning("its log speaks of too little memory: from now on it gets at most %d requests at a time", maximum)
-    server.stop()
-    server.start()
-    await server.wait_until_healthy(session, ctx)
-    server.endpoint.gate.reopen()
+    async def supervise(self) -> None:
+        """Restart what ends; requests in flight fail meanwhile and are tried again, under suspicion. A server that ends
+        too often is given up while others work.
+
+        Raises:
+            Incomplete: none is left, or one serves another model than before.
+        """
+        await together([self._keep(server, index) for index, server in enumerate(self.servers)])
+
+    async def _keep(self, server: Server, index: int) -> None:
+        """Go on wherever an earlier pass over the requests left the server, be it in the middle of a restart."""
+        gate = server.endpoint.gate
+        while not server.is_lost:
+            code = server.exit_code()
+            if code is not None:
+                self._bury(server, index, code)
+            elif not gate.is_shut:
+                await asyncio.sleep(POLL_S)
+            elif (trouble := await server.wait_until_healthy(self.session, self.ctx)) is None:
+                gate.reopen()
+            elif server.exit_code() is None:
+                self._give_up(server, trouble)
+
+    def _bury(self, server: Server, index: int, code: int) -> None:
+        """A server ended: start it again, if it may be."""
+        ctx, label, allowed = self.ctx, server.launch.label, server.teacher.restarts
+        was_up = not server.endpoint.gate.is_shut
+        server.endpoint.gate.shut()
+        server.deaths += 1
+        match self.quarantine.crashed(index):
+            case Death.EXPLAINED:
+                for each in self.servers:
+                    each.deaths = each.unexplained = 0
+            case Death.UNEXPLAINED:
+                server.unexplained += 1
+        if server.unexplained > allowed:
+            what = f"{label} ended {server.deaths} times (exit {code}): {server.last_lines()}"
+            todo = f"see the log, then resume with: {ctx.resume_command}"
+            self._give_up(server, Incomplete(what, where=str(server.log), todo=todo))
+            return
+        log.warning("%s ended (exit %d): %s; restarting it", label, code, server.last_lines())
+        ctx.events.emit("server_restarted", exit_code=code, restarts=server.deaths)
+        if was_up and server.ran_out_of_memory():
+            maximum = server.endpoint.gate.limit.halve()
+            log.warning("its log speaks of too little memory: from now on it gets at most %d requests at once", maximum)
+        server.stop()
+        server.start()
+
+    def _give_up(self, server: Server, why: Incomplete) -> None:
+        """Let no request to a server any more.
+
+        Raises:
+            Incomplete: it was the last one.
+        """
+        server.stop()
+        server.is_lost = True
+        if all(each.is_lost for each in self.servers):
+            raise why
+        log.warning("%s; it is not started again, the other servers go on without it", why.what)
+        self.ctx.events.emit("server_lost", host=server.endpoint.host)
 
 
 def free_port() -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pipeline.core.config_budget import Caps, Spending, nano, usd
@@ -66,12 +66,18 @@ class Purse:
         price: of the teacher's tokens; None: unknown.
         spent: teacher's name -> what the run's attempts came to before.
         resume_command: for the message when the budget is reached.
+        jobs: says for that message what open batch jobs hold of it; "": there are none.
     """
 
     def __init__(
-        self, spending: Spending, price: Price | None, spent: Mapping[str | None, Amount], resume_command: str
+        self,
+        spending: Spending,
+        price: Price | None,
+        spent: Mapping[str | None, Amount],
+        resume_command: str,
+        jobs: Callable[[], str] = str,
     ) -> None:
-        self._price, self._resume_command = price, resume_command
+        self._price, self._resume_command, self._jobs = price, resume_command, jobs
         name = spending.teacher
         run = Scope(_limits("budget", spending.budget), sum(spent.values(), Amount()))
         teacher = Scope(_limits(f"budget.teachers.{name}", spending.teacher_caps), spent.get(name, Amount()))
@@ -105,6 +111,10 @@ class Purse:
     def write_off(self, hold: Hold) -> None:
         """Count what is held for an attempt that will not be settled here as spent."""
         self._ledger.settle(hold.worst, hold.worst)
+
+    def undo_write_off(self, hold: Hold) -> None:
+        """Forget what was written off: whoever settles it after all adopts it first."""
+        self._ledger.unspend(hold.worst)
 
     def release(self, hold: Hold) -> None:
         """Give back what was held for an attempt that did not leave."""
@@ -199,6 +209,8 @@ class Purse:
         what = f"the budget is reached: {has} of {cap} spent, and the next request may take {next_one}"
         if self.totals.unknown and exceeded.cap != "requests":
             what += f"; in it {self.totals.unknown:,} requests of unknown end at their worst case"
+        if jobs := self._jobs():
+            what += f"; {jobs}"
         todo = f"raise {field}, then resume with: {self._resume_command}"
         return Incomplete(what, where=f"{field}: {cap}", todo=todo)
 

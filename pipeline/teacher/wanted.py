@@ -27,22 +27,39 @@ class Wanted:
     rooms: Mapping[bytes, int]
     logprobs: Mapping[bytes, LogprobsAsked] = field(default_factory=dict)
 
-    def picked(self, key: bytes, answers: Sequence[Stored]) -> list[tuple[Stored, Outcome]]:
-        """What stands for a request in each round, until one is not cut or has nothing; none twice."""
+    def picked(self, key: bytes, answers: Sequence[Stored]) -> "Picked":
+        """What stands for a request in each round, until an answer is not cut. A round after the first that is refused,
+        or has nothing yet, takes nothing away, so that the next one is asked all the same."""
         hits: list[tuple[Stored, Outcome]] = []
+        missing = 0
         for cap in self.caps:
             hit = pick(answers, cap, self.rooms.get(key), self.logprobs.get(key))
             if hit is None:
-                break
-            if hit not in hits:
+                missing += 1
+            elif hit not in hits:
                 hits.append(hit)
-            if not hit[1].is_cut:
+            is_whole = hit is not None and hit[1].reply is not None and not hit[1].is_cut
+            if is_whole or not hits or not hits[0][1].is_cut:
                 break
-        return hits
+        return Picked(tuple(hits), missing)
 
-    def is_done(self, hits: Sequence[tuple[Stored, Outcome]]) -> bool:
-        """Whether nothing is left to ask after these hits."""
-        return bool(hits) and (not hits[-1][1].is_cut or hits[-1][0].cap >= self.caps[-1])
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The stored answers that stand for a request.
+
+    Attributes:
+        hits: of the rounds, in their order; none twice.
+        missing: rounds that are still to be asked.
+    """
+
+    hits: tuple[tuple[Stored, Outcome], ...]
+    missing: int
+
+    @property
+    def rejected(self) -> str | None:
+        """Why the request is refused; None: it has an answer."""
+        return self.hits[0][1].rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +103,7 @@ def chosen(folder: Path, wanted: Wanted, check: Check = never) -> Iterator[Store
     """
     for key, group in answers_by_key(folder, check):
         if key in wanted.rows:
-            yield from (stored for stored, _ in wanted.picked(key, [found.stored for found in group]))
+            yield from (stored for stored, _ in wanted.picked(key, [found.stored for found in group]).hits)
 
 
 def coverage(folder: Path, wanted: Wanted, check: Check = never) -> Coverage:
@@ -103,13 +120,13 @@ def coverage(folder: Path, wanted: Wanted, check: Check = never) -> Coverage:
         if rows == 0:
             continue
         stored = [found.stored for found in group]
-        hits = wanted.picked(key, stored)
-        if not wanted.is_done(hits):
-            cut += rows if hits or any(map(_is_reply, stored)) else 0
-        elif hits[-1][1].rejected is None:
+        picked = wanted.picked(key, stored)
+        if picked.missing > 0:
+            cut += rows if picked.hits or any(map(_is_reply, stored)) else 0
+        elif picked.rejected is None:
             answered += rows
         else:
-            refused[hits[-1][1].rejected] += rows
+            refused[picked.rejected] += rows
     missing = requests - answered - cut - refused.total()
     return Coverage(requests, answered, dict(sorted(refused.items())), cut, missing)
 

@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
+from operator import ne
 from typing import Any
 
 import orjson
@@ -19,7 +21,12 @@ NUL = "nul"
 NAME_CHARS = 200
 """Most characters that are kept of a name that a provider gives."""
 
+MAX_DEPTH = 200
+"""Deepest nesting of arguments that are sent as an object; orjson writes 254 levels, all of the request included."""
+
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_LONG_INTEGER = re.compile(rb"[0-9]{19}")
+"""What may be an integer that takes more than 64 bits; orjson reads these as floats."""
 
 
 @dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
@@ -155,13 +162,30 @@ class Wire:
     read: Callable[[bytes], Reply | Unusable]
 
 
-def load_json(body: bytes) -> tuple[Any, bool]:
+def total(read: Callable[[bytes], Reply | Unusable]) -> Callable[[bytes], Reply | Unusable]:
+    """A reader of bodies that never raises: what is nested deeper than Python can follow is no completion."""
+
+    @wraps(read)
+    def guarded(body: bytes) -> Reply | Unusable:
+        try:
+            return read(body)
+        except RecursionError:
+            return Unusable("bad_payload")
+
+    return guarded
+
+
+def load_json(body: bytes, *, exact: bool = False) -> tuple[Any, bool]:
     """A body as JSON (None when it is none), and whether invalid UTF-8 had to be replaced.
 
     orjson refuses escaped lone surrogates, which models do produce; the slower parser takes them.
+
+    Args:
+        exact: integers of more than 64 bits are kept, too; else they become floats.
     """
     try:
-        return orjson.loads(body), False
+        loaded = orjson.loads(body)
+        return (_exact(body, loaded) if exact and _LONG_INTEGER.search(body) else loaded), False
     except orjson.JSONDecodeError:
         pass
     try:
@@ -174,20 +198,45 @@ def load_json(body: bytes) -> tuple[Any, bool]:
         return None, repaired
 
 
+def _exact(body: bytes, otherwise: Any) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):  # more digits or levels than Python takes
+        return otherwise
+
+
 def dump_json(body: Any) -> bytes:
-    """A request's body. Lone surrogates travel as U+FFFD: JSON in UTF-8 has no form for them."""
+    """A request's body. Lone surrogates travel as U+FFFD: JSON in UTF-8 has no form for them.
+
+    Raises:
+        RecursionError: it is nested deeper than Python can follow.
+    """
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
-        return orjson.dumps(_cleaned(body))
+        return clean(_json_text(body)).encode()
 
 
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {key: _cleaned(item) for key, item in value.items()}
-    return [_cleaned(item) for item in value] if isinstance(value, list) else value
+def body_in_line(body: Any) -> bytes:
+    """A response's body that came inside a line of a batch's results, as a body of its own: null where it is nested
+    deeper than Python can follow."""
+    try:
+        return json.dumps(body, separators=(",", ":")).encode()
+    except RecursionError:
+        return b"null"
+
+
+def _json_text(value: Any) -> str:
+    """A value as JSON, whatever orjson makes of it: lone surrogates (they stay), integers of more than 64 bits, and
+    more than 254 levels. What is no number becomes null, as orjson has it."""
+    try:
+        return _dumps(value)
+    except ValueError:
+        return _dumps(json.loads(json.dumps(value), parse_constant=lambda _: None))
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def make_reply(
@@ -209,9 +258,11 @@ def make_reply(
         repaired: invalid UTF-8 had to be replaced in the body.
         total_tokens: of prompt and completion, where the server counts it on its own.
         model, fingerprint: as the body says; what is no text, or an empty one, counts as unsaid.
-        tool_calls: their texts must be clean.
+        tool_calls: as `tool_call` gives them; of their texts, too, a replaced one is flagged.
     """
     flags = text_flags(text, reasoning)
+    cleaned = tuple(map(_clean_call, tool_calls))
+    repaired = repaired or any(map(ne, tool_calls, cleaned))
     prompt, completion = tokens
     known = None not in (prompt, completion, total_tokens)
     if repaired and SANITIZED not in flags:
@@ -226,20 +277,35 @@ def make_reply(
         apart_tokens=max(0, (total_tokens or 0) - (prompt or 0) - (completion or 0)) if known else 0,
         model=name_or_none(model),
         fingerprint=name_or_none(fingerprint),
-        tool_calls=tuple(tool_calls),
+        tool_calls=cleaned,
     )
 
 
+def _clean_call(call: ToolCall) -> ToolCall:
+    call_id = None if call.id is None else clean(call.id)
+    return replace(call, name=clean(call.name), arguments=clean(call.arguments), id=call_id)
+
+
 def tool_call(name: Any, arguments: Any, call_id: Any) -> ToolCall | None:
-    """A call as an answer gives it; None for what names no function.
+    """A call as an answer gives it, lone surrogates included; None for what names no function.
 
     Args:
         arguments: JSON text, kept as it is, or what such a text would say.
+
+    Raises:
+        RecursionError: the arguments are nested deeper than Python can follow.
     """
     if not isinstance(name, str) or not name:
         return None
-    text = arguments if isinstance(arguments, str) else dump_json({} if arguments is None else arguments).decode()
-    return ToolCall(clean(name), clean(text), clean(call_id) if isinstance(call_id, str) and call_id else None)
+    text = arguments if isinstance(arguments, str) else _arguments_text({} if arguments is None else arguments)
+    return ToolCall(name, text, call_id if isinstance(call_id, str) and call_id else None)
+
+
+def _arguments_text(arguments: Any) -> str:
+    try:
+        return orjson.dumps(arguments).decode()
+    except orjson.JSONEncodeError:
+        return _json_text(arguments)
 
 
 def read_calls(given: Any) -> list[ToolCall]:
@@ -251,9 +317,21 @@ def read_calls(given: Any) -> list[ToolCall]:
 
 
 def arguments_of(call: ToolCall) -> dict[str, Any]:
-    """A call's arguments for APIs that take an object; what is none stands under one name, as it was written."""
-    parsed, _ = load_json(call.arguments.encode("utf-8", "surrogatepass"))
-    return parsed if isinstance(parsed, dict) else {"arguments": call.arguments}
+    """A call's arguments for APIs that take an object; what is none, or nested too deeply to be sent as one, stands
+    under one name, as it was written."""
+    parsed, _ = load_json(call.arguments.encode("utf-8", "surrogatepass"), exact=True)
+    taken = isinstance(parsed, dict) and not _is_deeper_than(parsed, MAX_DEPTH)
+    return parsed if taken else {"arguments": call.arguments}
+
+
+def _is_deeper_than(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        items = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        level = [item for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def name_or_none(value: Any) -> str | None:

@@ -5,20 +5,33 @@ what is longer than `MAX_CHARS` or nested deeper than `MAX_DEPTH` fits no schema
 (`anyOf`) at every level of a recursion takes time that doubles with each level; `MAX_DEPTH` alone limits it.
 """
 
+import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.config_response import ChoiceResponse, JsonSchemaResponse, RegexResponse, ResponseForm, whole
+from pipeline.core.config_response import (
+    ChoiceResponse,
+    JsonSchemaResponse,
+    RegexResponse,
+    ResponseForm,
+    schema_validator,
+    whole,
+)
 
 BAD_STRUCTURE: Final = "bad_structure"
 """Reason of rows whose answer does not have the form."""
 MAX_CHARS: Final = 1_000_000
 MAX_DEPTH: Final = 64
+_LONG_INTEGER: Final = re.compile("[0-9]{19}")
+"""What may be an integer of more than 64 bits, which orjson reads as a float. One of more than 308 digits is no JSON to
+it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,7 @@ class Structure:
         if not isinstance(form, JsonSchemaResponse):
             return cls(form)
         assert form.json_schema is not None, "the schema's file is not read"
-        return cls(form, _validator_class()(form.json_schema))
+        return cls(form, schema_validator(form.json_schema, KEYWORDS))
 
     def reason(self, text: str, finish_reason: str, *, has_calls: bool = False) -> str | None:
         """`bad_structure` for an answer that leaves for its form, else None.
@@ -71,6 +84,8 @@ class Structure:
             return "not JSON"
         if _is_deeper_than(value, MAX_DEPTH):
             return f"nested deeper than {MAX_DEPTH} levels"
+        if _LONG_INTEGER.search(text):
+            value = json.loads(text)
         try:
             error = next(self._validator.iter_errors(value), None)
         except RecursionError:
@@ -97,13 +112,6 @@ def _containers(values: Iterable[Any]) -> list[Any]:
     return [value for value in values if isinstance(value, dict | list)]
 
 
-def _validator_class() -> Any:
-    """JSON Schema's draft 2020-12, but for two keywords whose usual checks take more than linear time."""
-    from jsonschema import Draft202012Validator, validators  # only a run with a schema pays for it
-
-    return validators.extend(Draft202012Validator, {"pattern": _check_pattern, "uniqueItems": _check_unique})
-
-
 def _check_pattern(_: Any, pattern: str, value: Any, __: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
@@ -118,14 +126,30 @@ def _check_unique(_: Any, unique: bool, value: Any, __: Any) -> Iterator[Any]:
         yield ValidationError("has equal items")
 
 
-def _canonical(value: Any) -> bytes:
+def _check_multiple(validator: Any, divisor: float, value: Any, __: Any) -> Iterator[Any]:
+    """Decimal numbers are what their digits say: 19.99 is a multiple of 0.01, though neither is in binary."""
+    from jsonschema import ValidationError
+
+    if validator.is_type(value, "number") and (_fraction(value) / _fraction(divisor)).denominator != 1:
+        yield ValidationError("is no multiple")
+
+
+def _fraction(number: float) -> Fraction:
+    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
+
+
+KEYWORDS: Final = {"pattern": _check_pattern, "uniqueItems": _check_unique, "multipleOf": _check_multiple}
+"""Checks in the place of jsonschema's, whose own take more than linear time or are wrong for decimal numbers."""
+
+
+def _canonical(value: Any) -> str:
     """Equal for values that JSON Schema holds equal, of which 1 and 1.0 are some."""
-    return orjson.dumps(_with_plain_numbers(value), option=orjson.OPT_SORT_KEYS)
+    return json.dumps(_with_plain_numbers(value), sort_keys=True)
 
 
 def _with_plain_numbers(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(_fraction(value))
     if isinstance(value, dict):
         return {key: _with_plain_numbers(item) for key, item in value.items()}
     return [_with_plain_numbers(item) for item in value] if isinstance(value, list) else value

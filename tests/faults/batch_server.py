@@ -61,9 +61,13 @@ def prompt_of(body: dict[str, Any]) -> str:
     return str(body["messages"][-1]["content"])
 
 
-def openai_answer(body: dict[str, Any], text: str, finish: str = "stop") -> dict[str, Any]:
-    """A chat completion."""
+def openai_answer(body: dict[str, Any], text: str, finish: str = "stop", *, tells: bool = True) -> dict[str, Any]:
+    """A chat completion; one token is all of its text, where logprobs are told."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    if tells and body.get("logprobs"):
+        names = [text, *(f"{text}{number}" for number in range(body["top_logprobs"] - 1))]
+        top = [{"token": name, "logprob": -1.0 - at, "bytes": [*name.encode()]} for at, name in enumerate(names)]
+        choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
     usage = {"prompt_tokens": USAGE[0], "completion_tokens": USAGE[1], "total_tokens": sum(USAGE)}
     return {
         "id": "chatcmpl-1",
@@ -94,6 +98,7 @@ class BatchServer:
         fate: decides on a job by its number, from 0.
         line: decides on a line: None: it is answered, else status and error object (OpenAI) or error (Anthropic).
         finish: why the answer to a prompt ends, in OpenAI's word.
+        tells: whether the answer to a prompt holds the logprobs that it was asked with; OpenAI only.
         before: called with "METHOD /path" before a call is looked at; what it returns is the reply, None goes on.
         after: called when a call took effect, before its reply leaves; True: the reply never does.
         billed: prompt -> how often it was answered, by jobs and online.
@@ -106,6 +111,7 @@ class BatchServer:
         self.fate: Callable[[int], Fate] = lambda number: Fate()
         self.line: Callable[[str], Reply | None] = lambda prompt: None
         self.finish: Callable[[str], str] = lambda prompt: "stop"
+        self.tells: Callable[[str], bool] = lambda prompt: True
         self.before: Callable[[str], Reply | None] = lambda call: None
         self.after: Callable[[str], bool] = lambda call: False
         self.billed: Counter[str] = Counter()
@@ -201,13 +207,17 @@ class BatchServer:
                 "response": {
                     "status_code": 200,
                     "request_id": f"req-{name[:8]}",
-                    "body": openai_answer(body, prompt_of(body).upper(), self.finish(prompt_of(body))),
+                    "body": self._openai_answer(body),
                 },
                 "error": None,
             }
             for name, body in reversed(job.results.items())
             if not isinstance(body, tuple)
         ]
+
+    def _openai_answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = prompt_of(body)
+        return openai_answer(body, prompt.upper(), self.finish(prompt), tells=self.tells(prompt))
 
     def _openai_errors(self, job: Job) -> list[dict[str, Any]]:
         failed = [

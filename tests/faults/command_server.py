@@ -13,23 +13,35 @@ POISON = "POISON"
 """A prompt with this word in it ends the server while it is answered, before any later answer."""
 
 
+REFUSED = "REFUSED"
+"""A prompt with this word in it is answered with status 400."""
+
+
 def main(port: int, folder: Path, *options: str) -> None:
     """Serve until killed.
 
     Args:
         folder: gets `starts`, `answered` and `environment`; may hold `root`, the name that the model is served from,
-            and `refuse_start`: then it ends at once.
+            and `refuse_start`: then it ends at once, if that is empty or holds the number of this start, from 1.
         options: `--delay SECONDS` before each answer.
     """
     with (folder / "starts").open("a") as file:
         file.write(f"{os.getpid()} {' '.join(sys.argv[1:])}\n")
     (folder / "environment").write_text(json.dumps(dict(os.environ)))
-    if (folder / "refuse_start").exists():
+    if refuses_start(folder):
         sys.exit("the weights do not fit: out of memory")
     delay = float(options[options.index("--delay") + 1]) if "--delay" in options else 0.0
     server = ThreadingHTTPServer(("127.0.0.1", port), handler(folder, delay))
     server.daemon_threads = True
     server.serve_forever()
+
+
+def refuses_start(folder: Path) -> bool:
+    """Whether this start is to fail."""
+    if not (folder / "refuse_start").exists():
+        return False
+    numbers = (folder / "refuse_start").read_text().split()
+    return not numbers or str(len((folder / "starts").read_text().splitlines())) in numbers
 
 
 def handler(folder: Path, delay: float) -> type[BaseHTTPRequestHandler]:
@@ -53,6 +65,9 @@ def handler(folder: Path, delay: float) -> type[BaseHTTPRequestHandler]:
                 time.sleep(delay / 2)
                 os._exit(1)
             time.sleep(delay)
+            if REFUSED in prompt:
+                self.send(400, {"error": {"message": "the prompt is too long", "code": 400}})
+                return
             with lock, (folder / "answered").open("a") as file:
                 file.write(prompt + "\n")
             choice = {"index": 0, "message": {"content": prompt.upper()}, "finish_reason": "stop"}

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from pipeline.core.config_api import AnthropicTeacher, ApiTeacher, OpenAITeacher
 from pipeline.core.config_batch import BatchConfig
 from pipeline.core.config_budget import Budget, Spending
-from pipeline.core.config_teacher import Retry, Sampling
+from pipeline.core.config_length import Raise
+from pipeline.core.config_logprobs import LogprobsAsked
+from pipeline.core.config_teacher import Retry, Sampling, SeedPolicy
 from pipeline.core.errors import (
     CorruptArtefact,
     ExitCode,
@@ -27,7 +30,7 @@ from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
 from pipeline.core.runs import hold_lock
 from pipeline.teacher.accounts import spent_by
-from pipeline.teacher.ask import Answer, Asker
+from pipeline.teacher.ask import KEEP, Answer, Asker
 from pipeline.teacher.batch.tracker import Tracker, all_open_jobs
 from pipeline.teacher.budget import Amount
 from pipeline.teacher.history import attempts_of
@@ -35,6 +38,7 @@ from pipeline.teacher.prices import Price, batch_price_of
 from pipeline.teacher.request import Asked, Request
 from pipeline.teacher.segment import read_answers, segment_paths
 from tests.faults.batch_server import USAGE, BatchServer, Fate
+from tests.faults.generate_runs import Stage, numbered
 from tests.support import make_context, wait_for
 
 MAX_TOKENS = 64
@@ -43,6 +47,11 @@ HALF = Price(1_000_000_000, 4_000_000_000)
 PROMPTS = [f"prompt {number}" for number in range(20)]
 QUICK = Retry(budget_s=10, first_wait_s=0.005, max_wait_s=0.02, timeout_s=5)
 KINDS = ("openai", "anthropic")
+NO_LOGPROBS: LogprobsAsked | None = None
+LOGPROBS = LogprobsAsked(top_k=2, sent=2, ids=False)
+AUTO: SeedPolicy = "auto"
+UNTOLD = Sampling(temperature=None, top_p=None, max_tokens=MAX_TOKENS)
+"""No temperature is told, so that there is no trial of what it does to logprobs."""
 
 
 @pytest.fixture
@@ -55,7 +64,8 @@ class Buyer:
     """A run that asks the server, by jobs unless told otherwise."""
 
     def __init__(self, folder: Path, server: BatchServer, kind: str = "openai", **teacher: Any) -> None:
-        self.folder, self.server = folder, server
+        self.folder, self.server, self.name = folder, server, "api"
+        self.sampling, self.logprobs, self.seeds = Sampling(max_tokens=MAX_TOKENS), NO_LOGPROBS, AUTO
         self.ctx = make_context(folder)
         common = {"kind": kind, "base_url": server.url, "provider": "scripted", "model": "m", "price": PRICE}
         key = {"api_key": None} if kind == "anthropic" else {}
@@ -64,19 +74,28 @@ class Buyer:
 
     @property
     def asked(self) -> Asked:
-        return Asked.of(self.teacher, Sampling(max_tokens=MAX_TOKENS), 0, DigestCache(self.folder / "digests.json"))
+        asked = Asked.of(self.teacher, self.sampling, 0, DigestCache(self.folder / "digests.json"))
+        return replace(asked, logprobs=self.logprobs, seeds=self.seeds)
 
     def requests(self, prompts: list[str]) -> list[Request]:
         return [self.asked.request("set", f"p{at}", 0, [Message("user", prompt)]) for at, prompt in enumerate(prompts)]
 
     def ask(
-        self, prompts: list[str] = PROMPTS, *, online: bool = False, usd: float | None = None, **batch: Any
+        self,
+        prompts: list[str] = PROMPTS,
+        *,
+        online: bool = False,
+        caps: tuple[int, ...] = (),
+        usd: float | None = None,
+        requests_cap: int | None = None,
+        **batch: Any,
     ) -> list[Answer]:
         config = BatchConfig.model_validate({"poll_s": 0.02, "job_requests": 8, **batch})
-        spending = Spending(run="small", teacher="api", budget=Budget(usd=usd))
+        spending = Spending(run="small", teacher=self.name, budget=Budget(usd=usd, requests=requests_cap))
+        on_length = Raise(kind="raise", caps=caps) if caps else KEEP
         requests = self.requests(prompts)
         mode = None if online else config
-        with Asker(self.teacher, self.asked, QUICK, self.ctx, spending, batch=mode) as asker:
+        with Asker(self.teacher, self.asked, QUICK, self.ctx, spending, on_length=on_length, batch=mode) as asker:
             asker.fetch(requests)
             asker.done()
             return asker.answers(requests)
@@ -91,7 +110,7 @@ class Buyer:
         return self.folder / "data" / "responses"
 
     def spent(self) -> Amount:
-        return sum(spent_by(self.responses, "small", "api", None).values(), Amount())
+        return sum(spent_by(self.responses, "small", {}).values(), Amount())
 
     def attempts(self, prompt: str) -> list[str | None]:
         (request,) = self.requests([prompt])
@@ -506,7 +525,29 @@ class TestBudget:
         assert held == sum(HALF.cost(len(body) + 256, MAX_TOKENS) for body in bodies)
         error = buyer.stopped(prompts=["another prompt"], usd=(held + 1000) / 1e9, job_requests=1, open_jobs=9)
         assert "the budget is reached" in error.what
+        assert "open batch jobs hold up to 20 requests" in error.what, "why so little is spent and nothing fits"
         assert len(server.jobs) == 3
+
+    def test_jobs_that_stay_open_count_once_whatever_the_number_of_rounds(
+        self, tmp_path: Path, server: BatchServer
+    ) -> None:
+        server.fate = lambda number: Fate(polls=None if number < 3 else 1)
+        server.finish = lambda prompt: "length" if prompt == "a" else "stop"
+        buyer = Buyer(tmp_path, server)
+        leave_jobs_open(buyer)
+        caps = (2 * MAX_TOKENS, 4 * MAX_TOKENS)
+        assert texts(buyer.ask(["a", "b", "c"], caps=caps, requests_cap=20 + 3 + 2)) == ["A", "B", "C"]
+        assert [len(job.lines) for job in server.by_number[3:]] == [3, 1, 1]
+        error = buyer.stopped(prompts=["d"], requests_cap=20 + 3 + 2)
+        assert "the budget is reached" in error.what, "they do count"
+
+    def test_online_calls_do_not_wait_for_jobs_that_stay_open(self, tmp_path: Path, server: BatchServer) -> None:
+        """Nobody looks at these jobs any more when a straggler does not fit: it is the end, and not a wait for ever."""
+        server.fate = lambda number: Fate(polls=None) if number < 3 else Fate(answers=0, ends="expired")
+        buyer = Buyer(tmp_path, server)
+        leave_jobs_open(buyer)
+        error = buyer.stopped(prompts=["a"], requests_cap=20 + 1, rounds=1, stragglers="online")
+        assert "the budget is reached" in error.what and server.online == []
 
     def test_the_jobs_of_another_teacher_of_the_run_count_too(self, tmp_path: Path, server: BatchServer) -> None:
         server.fate = lambda number: Fate(polls=None)
@@ -524,3 +565,136 @@ class TestBudget:
         buyer.ask()
         assert batch_price_of(buyer.teacher) == HALF
         assert buyer.spent() == Amount(20 * HALF.cost(*USAGE), 20 * sum(USAGE), 20)
+
+
+class TestSoftTargets:
+    """Lines ask for logprobs as online calls do, and what comes without them is paid for a few times, not for ever."""
+
+    def test_lines_ask_for_logprobs(self, tmp_path: Path, server: BatchServer) -> None:
+        buyer = targeting(tmp_path, server)
+        assert all(answer.logprobs is not None for answer in buyer.ask())
+        assert all(answer.logprobs is not None for answer in buyer.ask())
+        assert server.billed == ONCE
+
+    @pytest.mark.parametrize("rounds", [1, 2, 3, 9])
+    def test_what_comes_without_them_is_refused_in_the_end(
+        self, tmp_path: Path, server: BatchServer, rounds: int
+    ) -> None:
+        server.tells = lambda prompt: prompt != "prompt 3"
+        buyer = targeting(tmp_path, server)
+        paid = ONCE + Counter({"prompt 3": min(rounds, 3) - 1})
+        for _ in range(2):
+            answers = buyer.ask(rounds=rounds)
+            assert [answer.rejected for answer in answers if answer.rejected is not None] == ["bad_logprobs"]
+            assert server.billed == paid
+        buyer.logprobs = None
+        assert texts(buyer.ask()) == WANTED and server.billed == paid, "it is an answer for who wants none"
+
+    def test_a_server_that_refuses_them_is_found_out_before_any_job(self, tmp_path: Path, server: BatchServer) -> None:
+        server.before = lambda call: (400, {"error": {"message": "no logprobs"}}) if "chat" in call else None
+        buyer = targeting(tmp_path, server)
+        buyer.sampling = Sampling(max_tokens=MAX_TOKENS)
+        error = buyer.stopped(UsageError)
+        assert "refuses to answer with logprobs" in error.what and server.jobs == {}
+
+    def test_stragglers_without_them_get_their_tries_online(self, tmp_path: Path, server: BatchServer) -> None:
+        server.tells = lambda prompt: prompt != "prompt 3"
+        answers = targeting(tmp_path, server).ask(rounds=1, stragglers="online")
+        assert texts(answers) == WANTED and server.online == ["prompt 3"]
+
+    def test_answers_to_earlier_jobs_stand_for_runs_without(self, tmp_path: Path, server: BatchServer) -> None:
+        """Jobs were sent before logprobs were wanted: their answers are kept, and asked for anew with logprobs."""
+        server.fate = lambda number: Fate(polls=None)
+        buyer = targeting(tmp_path, server)
+        buyer.logprobs = None
+        leave_jobs_open(buyer)
+        for job in server.jobs.values():
+            job.fate = Fate(polls=0)
+        buyer.logprobs = LOGPROBS
+        with stopping(buyer, lambda: len(server.jobs) == 6 and _recorded(buyer)):
+            buyer.stopped(Interrupted, rounds=1)
+        buyer.logprobs = None
+        assert texts(buyer.ask()) == WANTED and server.billed == ONCE
+        for job in server.jobs.values():
+            job.fate = Fate(polls=0)
+        buyer.logprobs = LOGPROBS
+        assert all(answer.logprobs is not None for answer in buyer.ask())
+        assert server.billed == ONCE + ONCE and len(server.jobs) == 6
+
+    def test_answers_to_earlier_jobs_with_them_stand_for_both(self, tmp_path: Path, server: BatchServer) -> None:
+        server.fate = lambda number: Fate(polls=None)
+        buyer = targeting(tmp_path, server)
+        leave_jobs_open(buyer)
+        for job in server.jobs.values():
+            job.fate = Fate(polls=0)
+        buyer.logprobs = None
+        assert texts(buyer.ask()) == WANTED
+        buyer.logprobs = LOGPROBS
+        assert all(answer.logprobs is not None for answer in buyer.ask())
+        assert server.billed == ONCE
+
+
+def targeting(folder: Path, server: BatchServer) -> Buyer:
+    """A run that wants logprobs."""
+    buyer = Buyer(folder, server)
+    buyer.sampling, buyer.logprobs = UNTOLD, LOGPROBS
+    return buyer
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("always", 3), ("auto", 0), ("never", 0)])
+def test_lines_carry_seeds_where_online_calls_do(
+    tmp_path: Path, server: BatchServer, policy: SeedPolicy, expected: int
+) -> None:
+    buyer = Buyer(tmp_path, server)
+    buyer.sampling, buyer.seeds = Sampling(temperature=1, max_tokens=MAX_TOKENS), policy
+    buyer.ask(PROMPTS[:3])
+    assert len({body["seed"] for job in server.by_number for _, body in job.lines if "seed" in body}) == expected
+
+
+class TestLongerAnswers:
+    """Rounds under higher caps: the teacher has answered by then, so that a refusal is about the row and its cap."""
+
+    def test_a_cap_that_is_refused_takes_nothing_away(self, tmp_path: Path, server: BatchServer) -> None:
+        server.finish = lambda prompt: "length" if prompt == "prompt 1" else "stop"
+        buyer = Buyer(tmp_path, server)
+        buyer.ask()
+        server.line = lambda prompt: (400, {"message": "too long"})
+        for _ in range(2):
+            assert texts(buyer.ask(caps=(2 * MAX_TOKENS,))) == WANTED
+            assert len(server.jobs) == 4, "it is not asked again"
+
+    def test_the_next_cap_is_asked_after_one_that_is_refused(self, tmp_path: Path, server: BatchServer) -> None:
+        server.finish = lambda prompt: "length" if len(server.jobs) < 5 and prompt == "prompt 1" else "stop"
+        server.line = lambda prompt: (400, {"message": "odd"}) if len(server.jobs) == 4 else None
+        answers = Buyer(tmp_path, server).ask(caps=(2 * MAX_TOKENS, 4 * MAX_TOKENS))
+        assert answers[1].finish_reason == "stop" and len(server.jobs) == 5
+
+
+class TestTwoNamesOfOneModel:
+    def test_share_their_jobs_folder_in_turn(self, tmp_path: Path, server: BatchServer) -> None:
+        stage = Stage(tmp_path, numbered(10))
+        with BatchServer() as other:
+            servers: Any = {"a": server, "b": other}
+            route = {"kind": "weights", "weights": {"a": 1, "b": 1}}
+            how = {"mode": "batch", "batch": {"poll_s": 0.02}, "accept": {"rows": 8, "max_candidates": 10}}
+            stage.run_with_providers(servers, {"a": "p", "b": "p"}, checks={"min_chars": 1}, route=route, **how)
+            billed = server.billed + other.billed
+        assert len(stage.rows) == 8 and set(billed.values()) == {1} and server.billed and other.billed
+
+    def test_open_jobs_of_one_at_another_url_do_not_stop_the_other(self, tmp_path: Path, server: BatchServer) -> None:
+        server.fate = lambda number: Fate(polls=None)
+        leave_jobs_open(Buyer(tmp_path, server))
+        with BatchServer() as other:
+            buyer = Buyer(tmp_path, other)
+            buyer.name = "other"
+            assert texts(buyer.ask(["x"])) == ["X"]
+        assert Buyer(tmp_path, server).open_jobs() == 3
+
+
+def test_a_key_in_the_complaint_about_a_job_is_blotted_out(
+    tmp_path: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUR_KEY", "sk-CANARY-batch")
+    server.fate = lambda number: Fate(ends="failed", error=("invalid_api_key", "Incorrect key sk-CANARY-batch"))
+    error = Buyer(tmp_path, server, api_key="${env:OUR_KEY}").stopped(UsageError)
+    assert "Incorrect key ***" in error.what

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.core.config_budget import Budget, Spending, TokenPrice, nano
+from pipeline.core.config_budget import Budget, Caps, Spending, TokenPrice, nano
 from pipeline.core.config_teacher import OpenAITeacher, Retry, Sampling
 from pipeline.core.errors import CorruptArtefact, ExitCode, Incomplete, RunLocked, UsageError
 from pipeline.core.lineage import DigestCache, file_sha256
@@ -30,9 +30,9 @@ from pipeline.teacher.prices import Price
 from pipeline.teacher.request import Asked
 from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.segment import SCHEMA, Attempt, Ended, read_attempts
-from tests.faults.scripted_server import Act, ScriptedServer, Seen, failure
+from tests.faults.scripted_server import Act, ScriptedServer, Seen, completion, failure
 from tests.faults.shim.project import RUN, write_api_project
-from tests.support import cli_env, make_context, run_cli, wait_for
+from tests.support import cli_env, make_context, run_cli, wait_for, write_project
 
 PRICE = {"input": 2.5, "output": 10}
 MAX_TOKENS = 64
@@ -76,6 +76,11 @@ class Till:
         return whole if fault is None else Act(**{**vars(whole), "cut": fault.cut, "reset": fault.reset})
 
 
+def ten_tokens(seen: Seen, _: int) -> Act:
+    """Seven of them in."""
+    return completion(seen.prompt)
+
+
 def some_500s(number: int) -> Act | None:
     return failure(500) if number % 15 == 7 else None
 
@@ -108,7 +113,7 @@ class Spender:
 
     def spent(self) -> Amount:
         price = None if self.teacher.price is None else Price.of(self.teacher.price)
-        parts = spent_by(self.folder / "data" / "responses", "small", "api", price)
+        parts = spent_by(self.folder / "data" / "responses", "small", {"api": price})
         return sum(parts.values(), Amount())
 
     @property
@@ -287,12 +292,12 @@ class TestAccounts:
             (segment,) = (tmp_path / "segments").glob("*.sqlite")
             content = segment.read_bytes()
             store.fold()
-            folded = spent_by(tmp_path, "small", "api", None)
+            folded = spent_by(tmp_path, "small", {})
             segment.write_bytes(content)  # a fold that died before it removed it
-            assert spent_by(tmp_path, "small", "api", None) == folded
+            assert spent_by(tmp_path, "small", {}) == folded
             store.put(intents=[attempt(1)])
             store.fold()  # folds the old one again, beside another
-        total = spent_by(tmp_path, "small", "api", None)["api"]
+        total = spent_by(tmp_path, "small", {})["api"]
         assert folded == {"api": Amount(70 + 1000, 15 + 100, 2)}
         assert total == Amount(70 + 2000, 15 + 200, 3)
 
@@ -300,8 +305,8 @@ class TestAccounts:
         with ResponseStore(tmp_path) as store:
             store.put(intents=[attempt(1, run="other"), attempt(2, run=None)])
             store.fold()
-            assert spent_by(tmp_path, "small", "api", None) == {}
-            assert spent_by(tmp_path, None, None, None) == {}
+            assert spent_by(tmp_path, "small", {}) == {}
+            assert spent_by(tmp_path, None, {}) == {}
 
     def test_what_was_written_before_attempts_were_priced_is_still_read(self, tmp_path: Path) -> None:
         (tmp_path / "segments").mkdir()
@@ -315,7 +320,7 @@ class TestAccounts:
         old = Attempt(7, bytes(32), 64, 5, "answer")
         (sent,) = attempts_of(tmp_path, bytes(32))
         assert (sent.cap, sent.outcome, sent.run, sent.cost) == (64, "answer", None, None)
-        assert spent_by(tmp_path, "small", "api", None) == {}
+        assert spent_by(tmp_path, "small", {}) == {}
         assert [*read_attempts(path)] == [old]
         with ResponseStore(tmp_path) as store:
             store.fold()
@@ -326,7 +331,7 @@ class TestAccounts:
         folded = tmp_path / "attempts" / f"{file_sha256(tmp_path / 'old.parquet')}.parquet"
         (tmp_path / "old.parquet").rename(folded)
         assert attempts_of(tmp_path, bytes(32)) == (sent,)
-        assert spent_by(tmp_path, "small", "api", None) == {}
+        assert spent_by(tmp_path, "small", {}) == {}
 
     def test_attempts_without_a_price_count_at_today_s(self, tmp_path: Path) -> None:
         with ResponseStore(tmp_path) as store:
@@ -335,7 +340,32 @@ class TestAccounts:
                 outcomes=[Ended(1, "answer", 200, 10, 5)],
             )
             price = Price(1_000_000, 2_000_000)
-            assert spent_by(tmp_path, "small", "api", price)["api"].nano == (10 + 2 * 5) + (100 - 64 + 2 * 64)
+            assert spent_by(tmp_path, "small", {"api": price})["api"].nano == (10 + 2 * 5) + (100 - 64 + 2 * 64)
+
+    def test_each_teacher_has_its_own_price(self, tmp_path: Path) -> None:
+        with ResponseStore(tmp_path) as store:
+            intents = [attempt(1, reserved=None), attempt(2, reserved=None, teacher="other")]
+            store.put(intents=intents, outcomes=[Ended(number, "answer", 200, 10, 5) for number in (1, 2)])
+            prices = {"api": Price(1_000_000, 0), "other": Price(0, 3_000_000)}
+            spent = spent_by(tmp_path, "small", prices, Budget(usd=1))
+        assert {name: amount.nano for name, amount in spent.items()} == {"api": 10, "other": 15}
+
+    @pytest.mark.parametrize("budget", [Budget(usd=1), Budget(teachers={"other": Caps(usd=1)})])
+    def test_a_cap_in_money_does_not_hold_where_a_teacher_s_earlier_attempts_have_no_price(
+        self, tmp_path: Path, budget: Budget
+    ) -> None:
+        with ResponseStore(tmp_path) as store:
+            store.put(intents=[attempt(1), attempt(2, reserved=None, teacher="other")])
+            with pytest.raises(UsageError) as caught:
+                spent_by(tmp_path, "small", {"api": Price(1, 1)}, budget)
+            assert caught.value.where == "teachers.other.price"
+            uncapped = Budget(tokens=5, teachers={"api": Caps(usd=1)})
+            assert spent_by(tmp_path, "small", {"api": Price(1, 1)}, uncapped)["other"] == Amount(0, 100, 1)
+
+    def test_attempts_that_surely_cost_nothing_need_no_price(self, tmp_path: Path) -> None:
+        with ResponseStore(tmp_path) as store:
+            store.put(intents=[attempt(1, reserved=None)], outcomes=[Ended(1, "http_429", 429, 0, 0)])
+            assert spent_by(tmp_path, "small", {}, Budget(usd=1))["api"].nano == 0
 
     def test_a_damaged_file_is_never_passed_over(self, tmp_path: Path) -> None:
         with ResponseStore(tmp_path) as store:
@@ -344,11 +374,11 @@ class TestAccounts:
             (file,) = (tmp_path / "attempts").iterdir()
             file.write_bytes(file.read_bytes()[:-5] + b"?PAR1")
             with pytest.raises(CorruptArtefact):
-                spent_by(tmp_path, "small", "api", None)
+                spent_by(tmp_path, "small", {})
 
 
-def attempt(number: int, *, run: str | None = "small", reserved: int | None = 1000) -> Attempt:
-    return Attempt(number, bytes(32), 64, 5, None, run, "api", reserved, 100)
+def attempt(number: int, *, run: str | None = "small", reserved: int | None = 1000, teacher: str = "api") -> Attempt:
+    return Attempt(number, bytes(32), 64, 5, None, run, teacher, reserved, 100)
 
 
 class TestRuns:
@@ -385,6 +415,38 @@ class TestRuns:
                 "   do: give it, in USD per million tokens: `price: {input: 2.5, output: 10}`",
             ]
             assert not os.path.lexists(tmp_path / "data" / "runs" / "small" / "prompts"), "no stage ran"
+
+    def test_what_any_of_several_teachers_answered_before_there_were_prices_counts(self, tmp_path: Path) -> None:
+        """Each request costs $1, and at worst less than $50."""
+        with ScriptedServer(ten_tokens) as one, ScriptedServer(ten_tokens) as two:
+            common = {"kind": "openai", "license": "MIT", "model": "m"}
+            teachers = {
+                "a": {**common, "provider": "a", "base_url": one.url, "price": {"input": 1e5, "output": 1e5}},
+                "b": {**common, "provider": "b", "base_url": two.url, "price": {"input": 1e5, "output": 1e5}},
+            }
+            unpriced = {name: {**each, "price": None} for name, each in teachers.items()}
+            route = {"kind": "all", "teachers": ["a", "b"]}
+            generate = {"teacher": "a", "sampling": {"max_tokens": 1}, "route": route}
+            write_project(tmp_path, rows=40, teachers=unpriced, generate=generate)
+            for step in ("prompts", "generate"):
+                done = run_cli(step, "run.yaml", cwd=tmp_path)
+                assert done.returncode == 0, done.stderr
+            asked = len(one.seen) + len(two.seen)
+            generate |= {"draw": 1}
+            write_project(tmp_path, rows=40, teachers=teachers, generate=generate, budget={"usd": asked + 10})
+            done = run_cli("generate", "run.yaml", cwd=tmp_path)
+            assert done.returncode == 3, done.stderr
+            assert f"the budget is reached: ${asked}.00 of ${asked + 10}.00 spent" in done.stderr
+            assert len(one.seen) + len(two.seen) == asked
+
+            teachers["b"]["price"] = None  # and nobody is asked of whom the cap cannot be kept
+            write_project(
+                tmp_path, rows=40, teachers=teachers, generate={**generate, "route": None}, budget={"usd": 500}
+            )
+            done = run_cli("generate", "run.yaml", cwd=tmp_path)
+            assert done.returncode == 2, done.stderr
+            assert "teachers.b.price" in done.stderr
+            assert len(one.seen) + len(two.seen) == asked
 
     def test_caps_of_a_teacher_that_is_not_there_are_a_mistake(self, tmp_path: Path) -> None:
         with ScriptedServer(Till()) as server:

@@ -1,5 +1,6 @@
 """A provider that exchanges the model behind a name is noticed, also after a resume."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ class TestModel:
             asking(tmp_path, server).ask(PROMPTS[:4])
             with pytest.raises(Incomplete, match="another model"):
                 asking(tmp_path, server).ask(PROMPTS)
+
+    def test_another_step_of_the_same_teacher_compares_too(self, tmp_path):
+        """More prompts, or another sampling: its answers stand beside those of the step before."""
+        with ScriptedServer(lambda seen, n: answer(seen, "m" if n < 4 else "other")) as server:
+            asking(tmp_path, server).ask(PROMPTS[:4])
+            later = asking(tmp_path, server)
+            (tmp_path / "another step").mkdir()
+            later.ctx = replace(later.ctx, workdir=tmp_path / "another step")
+            with pytest.raises(Incomplete, match="another model: other, before m"):
+                later.ask(PROMPTS, temperature=0.3)
 
     def test_warn_goes_on_and_says_each_change_once(self, tmp_path):
         with ScriptedServer(lambda seen, n: answer(seen, "m" if n < 4 else "other")) as server:
@@ -93,7 +104,8 @@ def test_a_damaged_memory_is_none(tmp_path):
     with ScriptedServer(lambda seen, n: answer(seen)) as server:
         subject = asking(tmp_path, server)
         subject.ask(PROMPTS[:1])
-        (memory,) = subject.ctx.workdir.glob("answers-from-*.json")
+        (memory,) = (subject.ctx.data / "responses").glob("answers-from-*.json")
+        assert memory.stat().st_mode & 0o777 == 0o600
         memory.write_text("torn")
         assert len(subject.ask(PROMPTS)) == 12
 

@@ -16,7 +16,7 @@ from pipeline.core.errors import Incomplete, UsageError
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
 from pipeline.teacher.ask import ask
-from pipeline.teacher.identity import Listed, listed_in
+from pipeline.teacher.identity import Listed, is_same_root, listed_in
 from pipeline.teacher.request import Asked
 from tests.faults.scripted_server import Act, ScriptedServer, Seen, echo, failure
 from tests.support import make_context, wait_for
@@ -177,6 +177,58 @@ class TestTheSameModel:
     def test_a_name_that_was_never_listed_is_not_looked_for(self, tmp_path):
         self.ONE = [{"id": "alias-of-m"}]
         assert self.run(tmp_path, [{"id": "other"}]) == upper(PROMPTS)
+
+    @pytest.mark.parametrize("other", [[{"id": "m", "root": "org/two"}], [{"id": "n"}]])
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_urls_of_different_models_are_a_mistake_that_is_said_before_the_first_request(
+        self, tmp_path, other, is_first
+    ):
+        with (
+            ScriptedServer(slowly, on_get=lambda _: listing(self.ONE)) as one,
+            ScriptedServer(slowly, on_get=lambda _: listing(other)) as two,
+        ):
+            urls = [one.url, two.url] if is_first else [two.url, one.url]
+            with pytest.raises(UsageError, match="serve different models"):
+                Pool(tmp_path, urls).texts(PROMPTS)
+        assert one.seen == two.seen == []
+
+    def test_a_url_of_another_model_that_comes_up_later_gets_no_request(self, tmp_path):
+        port = closed_port()
+        with ExitStack() as stack:
+            late = ScriptedServer(slowly, on_get=lambda _: listing([{"id": "m", "root": "org/two"}]))
+
+            def open_late(seen: Seen, number: int) -> Act:
+                if number == 20:
+                    stack.enter_context(late.at(port))
+                return slowly(seen, number)
+
+            alive = stack.enter_context(ScriptedServer(open_late, on_get=lambda _: listing(self.ONE)))
+            pool = Pool(tmp_path, [alive.url, f"http://127.0.0.1:{port}/v1"])
+            with pytest.raises(UsageError, match="serves 'org/two' as 'm'"):
+                pool.texts([f"prompt {i}" for i in range(2000)])
+        assert late.seen == []
+
+    def test_urls_without_a_list_or_without_roots_are_asked(self, tmp_path):
+        with (
+            ScriptedServer(slowly, on_get=lambda _: listing(self.ONE)) as one,
+            ScriptedServer(slowly, on_get=lambda _: listing([{"id": "m"}])) as two,
+            ScriptedServer(slowly) as three,
+        ):
+            assert Pool(tmp_path, [one.url, two.url, three.url]).texts(PROMPTS) == upper(PROMPTS)
+        assert all(server.seen for server in (one, two, three))
+
+    @pytest.mark.parametrize(
+        ("one", "other", "same"),
+        [
+            ("org/m", "org/m", True),
+            ("org/m", "other/m", False),
+            ("/data/m", "/mnt/models/m/", True),
+            ("/data/m-70b", "/data/m-8b", False),
+            ("org/m", "/mnt/m", True),
+        ],
+    )
+    def test_a_folder_may_lie_elsewhere_on_another_host(self, one, other, same):
+        assert is_same_root(one, other) is is_same_root(other, one) is same
 
     @pytest.mark.parametrize("body", [None, {}, {"data": []}, {"data": "x"}, [], "x"])
     def test_what_is_no_list_says_nothing(self, body):

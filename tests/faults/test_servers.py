@@ -1,5 +1,6 @@
 """Servers that a command line starts: supervised like vLLM's, and freed of the prompt that ends them."""
 
+import asyncio
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ from pipeline.core.record import Message
 from pipeline.teacher import watchdog
 from pipeline.teacher.ask import ask
 from pipeline.teacher.request import Asked
+from pipeline.teacher.server import serving
+from pipeline.teacher.transport import open_session
 from tests.faults import command_server
 from tests.support import make_context, wait_for
 
@@ -110,11 +113,57 @@ class TestCommandServers:
         with pytest.raises(UsageError, match="ended while starting: the weights do not fit"):
             Served(tmp_path).ask(["one"])
 
-    def test_one_that_keeps_ending_is_given_up_after_the_restarts_allowed(self, tmp_path):
-        served = Served(tmp_path, restarts=0)
-        with pytest.raises(Incomplete, match="ended 1 times"):
-            served.ask([command_server.POISON])
-        assert len(served.starts) == 1
+    def test_one_that_does_not_start_again_is_given_up_after_the_restarts_allowed(self, tmp_path):
+        """It worked before, so that its settings are no mistake: the run can be resumed."""
+        served = Served(tmp_path, "--delay", "0.02", concurrency=4, restarts=1)
+        (tmp_path / "refuse_start").write_text("2 3 4")
+        killer = threading.Thread(target=served.kill)
+        killer.start()
+        with pytest.raises(Incomplete, match="ended 3 times"):
+            served.ask(PROMPTS)
+        killer.join()
+        assert len(served.starts) == 3
+
+    def test_a_start_that_fails_after_a_death_is_one_more_death(self, tmp_path):
+        """The memory of the one that was killed may not be free yet."""
+        served = Served(tmp_path, "--delay", "0.02", concurrency=4)
+        (tmp_path / "refuse_start").write_text("2")
+        killer = threading.Thread(target=served.kill)
+        killer.start()
+        assert served.texts(PROMPTS) == upper(PROMPTS)
+        killer.join()
+        assert served.restarts() == [1, 2]
+
+    def test_a_restart_that_one_pass_began_is_finished_by_the_next(self, tmp_path):
+        """A pass ends when nothing is left to ask, which may be amid a restart; longer answers are then asked for."""
+        served = Served(tmp_path)
+
+        async def work() -> None:
+            async with open_session(5) as session, serving(served.teacher, session, served.ctx) as serves:
+                gate = serves.endpoints[0].gate
+                first = asyncio.create_task(serves.supervise())
+                os.kill(int(served.starts[-1].split()[0]), signal.SIGKILL)
+                while not gate.is_shut:
+                    await asyncio.sleep(0.01)
+                first.cancel()
+                second = asyncio.create_task(serves.supervise())
+                while gate.is_shut:
+                    await asyncio.sleep(0.01)
+                second.cancel()
+
+        asyncio.run(asyncio.wait_for(work(), 60))
+        assert len(served.starts) == 2
+
+    def test_one_of_several_that_is_given_up_leaves_its_work_to_the_others(self, tmp_path):
+        served = Served(tmp_path, "--delay", "0.02", concurrency=4, servers=2, restarts=0)
+        (tmp_path / "refuse_start").write_text("3")
+        killer = threading.Thread(target=served.kill)
+        killer.start()
+        prompts = [f"prompt {i}" for i in range(200)]
+        assert served.texts(prompts) == upper(prompts)
+        killer.join()
+        assert len(served.starts) == 3
+        assert [name for name, _ in served.ctx.events.seen].count("server_lost") == 1
 
     def test_one_that_serves_another_model_after_a_restart_gets_no_requests(self, tmp_path):
         served = Served(tmp_path, "--delay", "0.02", concurrency=4)
@@ -151,6 +200,20 @@ class TestPoison:
         assert served.texts([*PROMPTS, *poisons]) == [*upper(PROMPTS), *["engine_crash"] * 3]
         assert max(served.restarts()) <= 2
         assert set(served.answered) == set(PROMPTS)
+
+    @pytest.mark.parametrize("servers", [1, 2])
+    def test_several_are_found_without_a_restart_to_spare(self, tmp_path, servers):
+        """The deaths that it takes to find them are no failures of the server, whichever of several died."""
+        mixed = [*PROMPTS[:10], f"{command_server.POISON} 0", *PROMPTS[10:20], f"{command_server.POISON} 1"]
+        served = Served(tmp_path, "--delay", "0.05", concurrency=64, servers=servers, restarts=0)
+        texts = served.texts(mixed)
+        assert texts == ["engine_crash" if command_server.POISON in prompt else prompt.upper() for prompt in mixed]
+        assert set(served.answered) == set(PROMPTS[:20])
+
+    def test_a_suspect_that_is_refused_for_something_else_keeps_nobody_waiting(self, tmp_path):
+        prompts = [command_server.POISON, f"the {command_server.REFUSED} one", *PROMPTS]
+        served = Served(tmp_path, "--delay", "0.1", concurrency=4)
+        assert served.texts(prompts) == ["engine_crash", "bad_request", *upper(PROMPTS)]
 
     @pytest.mark.parametrize(("prompt", "most"), [("large", 4), ("other", 32)])
     def test_a_server_that_ran_out_of_memory_gets_half_as_many_requests_at_a_time(self, tmp_path, caplog, prompt, most):

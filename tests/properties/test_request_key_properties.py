@@ -1,5 +1,8 @@
 """The request key over arbitrary messages."""
 
+import json
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,7 +11,8 @@ from pipeline.core.lineage import canonical_json, canonical_texts, digest_json
 from pipeline.core.record import Message, message_dict
 from pipeline.teacher.request import Asked, request_key
 from pipeline.teacher.wire import Ask, Reply, Unusable, clean, load_json
-from pipeline.teacher.wires.openai_chat import read_body, request_body
+from pipeline.teacher.wires import ANTHROPIC, GEMINI, WIRES
+from pipeline.teacher.wires.openai_chat import request_body
 
 TEXT = st.text(st.characters(), max_size=20)  # lone surrogates included
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT), min_size=1, max_size=4)
@@ -81,20 +85,47 @@ def test_any_prompt_can_be_sent(messages):
 
 @given(st.binary(max_size=200))
 def test_no_body_breaks_the_parser(body):
-    assert isinstance(read_body(body), Reply | Unusable)
+    assert all(isinstance(wire.read(body), Reply | Unusable) for wire in WIRES.values())
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT, st.lists, max_leaves=5)
+HUGE = st.integers(min_value=-(10**40), max_value=10**40)
+SCALARS = st.none() | st.booleans() | st.integers() | HUGE | st.floats() | TEXT
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=5)
 KEYS = st.sampled_from(["choices", "message", "content", "finish_reason", "error", "usage", "refusal", "reasoning"])
 NESTED = st.recursive(JSON, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner), max_leaves=12)
 
 
 @given(st.dictionaries(KEYS, NESTED))
 def test_no_json_breaks_the_parser_and_a_reply_is_always_storable_text(body):
-    import json
+    for wire in WIRES.values():
+        read = wire.read(json.dumps(body).encode())
+        if isinstance(read, Reply):
+            check_storable(read)
 
-    read = read_body(json.dumps(body).encode())
+
+def check_storable(reply: Reply) -> None:
+    calls = [part for call in reply.tool_calls for part in (call.name, call.arguments, call.id)]
+    for text in (reply.text, reply.reasoning_content, reply.finish_reason, reply.model, reply.fingerprint, *calls):
+        (text or "").encode("utf-8")
+
+
+def in_place_of_arguments(name: str, arguments: Any) -> dict[str, Any]:
+    """A completion in one of the formats that calls a function with whatever is given."""
+    if name == ANTHROPIC.name:
+        uses = [{"type": "tool_use", "id": arguments, "name": "f", "input": arguments}]
+        return {"content": [*uses, {"type": "text", "text": arguments}], "stop_reason": "tool_use"}
+    if name == GEMINI.name:
+        parts = [{"functionCall": {"name": "f", "args": arguments}}, {"text": arguments}]
+        return {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}], "modelVersion": arguments}
+    calls = [{"function": {"name": "f", "arguments": arguments}}, {"id": arguments, "function": arguments}]
+    return {"choices": [{"message": {"content": arguments, "tool_calls": calls}, "finish_reason": "stop"}]}
+
+
+@given(JSON, st.sampled_from([0, 1, 60, 253, 300, 480, 900]), st.sampled_from(sorted(WIRES)))
+def test_no_arguments_of_a_call_break_the_parser_however_deep(value, levels, name):
+    for level in range(levels):
+        value = {"a": value} if level % 2 else [value]
+    read = WIRES[name].read(json.dumps(in_place_of_arguments(name, value)).encode())
+    assert isinstance(read, Reply | Unusable)
     if isinstance(read, Reply):
-        read.text.encode("utf-8")
-        (read.reasoning_content or "").encode("utf-8")
-        read.finish_reason.encode("utf-8")
+        check_storable(read)

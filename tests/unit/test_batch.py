@@ -1,5 +1,6 @@
 """Batch mode without a network: custom ids, the config's refusals, prices, what a line of results says."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from pydantic import ValidationError
 
 from pipeline.core.config_api import OpenAITeacher
 from pipeline.core.config_batch import BatchConfig, mode_refusals
+from pipeline.core.errors import CorruptArtefact
 from pipeline.teacher.batch.anthropic import AnthropicBatches
 from pipeline.teacher.batch.openai import OpenAIBatches, end_line
 from pipeline.teacher.batch.provider import Line
-from pipeline.teacher.batch.tracker import custom_id, key_in, new_token
+from pipeline.teacher.batch.tracker import INTENDED, Job, Tracker, custom_id, key_in, new_token
 from pipeline.teacher.prices import Price, batch_price_of
 from pipeline.teacher.verdict import Action, judge
 from pipeline.teacher.wires.anthropic import ANTHROPIC
@@ -71,6 +73,24 @@ class TestPrice:
         assert batch_price_of(teacher(None)) is None
 
 
+class TestRecords:
+    def test_of_versions_that_knew_no_logprobs_are_read(self, tmp_path: Path) -> None:
+        tracker = Tracker(tmp_path, "f" * 64)
+        given: dict[str, Any] = dict.fromkeys(("kind", "base_url", "identity", "model", "wire", "run", "teacher"), "x")
+        given |= {"price_input": None, "price_output": None, "worst_nano": 0, "worst_tokens": 0, "intended_ms": 1}
+        job = Job(token=new_token(), state=INTENDED, cap=1, room=None, lines=1, **given)
+        tracker.save(job)
+        (path,) = tracker.folder.glob("*.json")
+        record = json.loads(path.read_text())
+        del record["logprobs"], record["token_ids"]
+        path.write_text(json.dumps(record))
+        assert tracker.jobs() == [job]
+        del record["cap"]
+        path.write_text(json.dumps(record))
+        with pytest.raises(CorruptArtefact):
+            tracker.jobs()
+
+
 NO_CALLS: Any = None
 
 
@@ -85,6 +105,16 @@ class TestLines:
         verdict = judge(OPENAI_CHAT.read, 200, {}, line.body)
         assert verdict.reply is not None and verdict.reply.text == "lone \ufffd"
         assert verdict.reply.flags == ("sanitized",), "what was odd about it is still seen"
+
+    def test_a_body_too_deep_to_be_written_again_is_no_completion(self) -> None:
+        body: Any = 1
+        for _ in range(1020):
+            body = {"a": body}
+        line = self.openai(response={"status_code": 200, "body": body})
+        assert judge(OPENAI_CHAT.read, 200, {}, line.body).reply is None
+        result = {"type": "succeeded", "message": body}
+        line = AnthropicBatches(NO_CALLS).read({"custom_id": "x", "result": result})
+        assert judge(ANTHROPIC.read, 200, {}, line.body).reply is None
 
     @pytest.mark.parametrize("code", ["batch_expired", "batch_cancelled"])
     def test_what_a_job_did_not_come_to_is_free(self, code: str) -> None:

@@ -136,7 +136,6 @@ class TestMarks:
             "ServerTeacher.operational_args",
             "ServerTeacher.price",
             "ServerTeacher.restarts",
-            "ServerTeacher.served_name",
             "ServerTeacher.servers",
             "ServerTeacher.start_timeout_s",
             "ServerTeacher.version_path",

@@ -2,6 +2,10 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +17,26 @@ import yaml
 
 from pipeline import cli
 from pipeline.core.config_budget import TokenPrice
+from pipeline.core.config_teacher import OpenAITeacher, Sampling
 from pipeline.core.errors import CorruptArtefact
-from pipeline.runner.funds import Fund, alarms
+from pipeline.core.lineage import DigestCache
+from pipeline.runner.asking import Asking
+from pipeline.runner.estimate import sure_candidates
+from pipeline.runner.found import look_up
+from pipeline.runner.funds import Fund, alarms, left
 from pipeline.teacher.budget import TEMPLATE_TOKENS, Amount, Limits, worst_tokens
 from pipeline.teacher.experience import LEAST, LEAST_TIMED, Experience, experience_with
 from pipeline.teacher.forecast import Forecast, Load, Span, forecast
 from pipeline.teacher.hits import Distinct, Standing, standings
 from pipeline.teacher.prices import Price
+from pipeline.teacher.request import Asked
 from pipeline.teacher.responses import ResponseStore
 from pipeline.teacher.segment import Attempt, Ended, Stored
-from tests.faults.scripted_server import ScriptedServer
+from tests.faults.batch_server import BatchServer, Fate
+from tests.faults.scripted_server import Act, ScriptedServer, Seen, completion
 from tests.faults.test_budget import PRICE, Till
 from tests.stored_answers import PLAIN, answer, body, key, store
-from tests.support import logger_is_restored, write_project
+from tests.support import cli_env, logger_is_restored, wait_for, write_project
 
 CAP = 64
 NOTHING = Amount()
@@ -87,6 +98,17 @@ class TestForecast:
         assert told.tokens_out == Span(250, None, whole.tokens_out.high)
         assert told.likely is None
 
+    def test_what_may_never_be_sent_counts_in_the_high_numbers_alone(self) -> None:
+        told, whole = forecast(replace(self.LOAD, is_sure=False), SEEN, PER_TOKEN), forecast(self.LOAD, SEEN, PER_TOKEN)
+        assert (told.low, told.likely, told.high) == (NOTHING, NOTHING, whole.high)
+        both = told + whole
+        assert (both.low, both.likely, both.high) == (whole.low, whole.likely, whole.high + whole.high)
+
+    def test_of_two_the_sum_is_known_only_if_both_are(self) -> None:
+        guess = forecast(self.LOAD, None, None)
+        both = guess + forecast(self.LOAD, SEEN, PER_TOKEN)
+        assert (both.likely, both.nano) == (None, None)
+
     def test_what_is_asked_in_batches_may_still_be_asked_online_at_the_full_price(self) -> None:
         half = Price(PER_TOKEN.input // 2, PER_TOKEN.output // 2)
         told = forecast(self.LOAD, SEEN, PER_TOKEN, half)
@@ -132,6 +154,14 @@ class TestAlarms:
         assert [*alarms([fund], [("api", self.LIKE)])] == []
         assert [alarm.chance for alarm in alarms([fund], [("api", self.LIKE), ("api", self.LIKE)])] == ["surely"]
 
+    def test_what_open_jobs_hold_counts_too(self) -> None:
+        fund = Fund(None, Limits("budget", nano=5_000, requests=19), Amount(), Amount(nano=4_000, requests=10))
+        found = {alarm.field: alarm for alarm in alarms([fund], [("api", self.LIKE)])}
+        assert found["budget.requests"].chance == "surely", "they are made"
+        assert found["budget.usd"].chance == "probably", "they may cost less than they hold"
+        assert "0 requests of it spent, 10 requests held by open jobs" in found["budget.requests"].text
+        assert left(fund) == Amount(1_000, 0, 9)
+
     def test_it_says_what_will_happen(self) -> None:
         fund = Fund(None, Limits("budget", nano=2 * 10**9), Amount(nano=2 * 10**9 - 100))
         (alarm,) = alarms([fund], [("api", self.LIKE)])
@@ -155,8 +185,9 @@ class TestStandings:
             hits = responses.get_many(dict.fromkeys(map(key, names), CAP))
         assert {one for one, each in told.items() if each >= Standing.REFUSED} == {*hits}
         for one, outcome in hits.items():
-            assert told[one] == (Standing.ANSWERED if outcome.rejected is None else Standing.REFUSED)
-        assert {Standing.MISSING, Standing.CUT, Standing.REFUSED, Standing.ANSWERED} <= {*told.values()}
+            answered = Standing.AT_CAP if outcome.is_cut else Standing.ANSWERED
+            assert told[one] == (answered if outcome.rejected is None else Standing.REFUSED)
+        assert {*Standing, Standing.MISSING} <= {*told.values()}
 
     def test_nothing_is_written_and_a_missing_folder_is_no_error(self, tmp_path: Path) -> None:
         wanted = Distinct.of(key("a"))
@@ -409,6 +440,155 @@ class TestPlan:
             ("api", 48, False),
             ("other", 48, True),
         ]
+
+    def test_answers_that_a_cap_cut_are_asked_for_again_under_a_higher_one(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        raised = {"kind": "raise", "caps": [256, 512]}
+        with ScriptedServer(cut_below_300) as server:
+            write(project, server.url, rows=12)
+            assert cli.main(["prompts", "run.yaml"]) == 0
+            assert cli.main(["generate", "run.yaml"]) == 0
+            change(
+                project,
+                generate={"teacher": "api", "sampling": {"max_tokens": CAP}, "on_length": raised},
+                budget={"requests": 13},
+            )
+            plan = told(capsys)
+            row, before = plan["requests"][0], len(server.seen)
+            assert cli.main(["generate", "run.yaml", "--set", "budget.requests=100"]) == 0
+            asked = len(server.seen) - before
+        assert (row["answered"], row["to_ask"], row["cut"]) == (10, 2, 2)
+        assert (row["sent"]["low"], row["sent"]["high"], asked) == (2, 4, 4)
+        assert row["usd"]["high"] > 0
+        assert [each["chance"] for each in plan["warnings"]] == ["surely"]
+
+    def test_a_target_is_that_of_all_teachers_and_no_more_candidates_are_counted_than_there_may_be(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with ScriptedServer(Till()) as one, ScriptedServer(Till()) as two:
+            api = {"kind": "openai", "base_url": one.url, "provider": "scripted", "model": "m", "license": "MIT"}
+            other = {**api, "base_url": two.url, "model": "n"}
+            generate = {
+                "teacher": "api",
+                "sampling": {"max_tokens": CAP},
+                "accept": {"rows": 6, "max_candidates": 8},
+                "route": {"kind": "all", "teachers": ["api", "other"]},
+            }
+            budget = {"requests": 7}
+            write(project, rows=12, teachers={"api": api, "other": other}, generate=generate, budget=budget)
+            assert cli.main(["prompts", "run.yaml"]) == 0
+            plan = told(capsys)
+            assert cli.main(["generate", "run.yaml"]) == 0
+            asked = len(one.seen), len(two.seen)
+        rows = [each for each in plan["requests"] if each["step"] == "generate"]
+        assert tuple(each["sent"]["low"] for each in rows) == asked
+        assert sum(asked) == 6
+        assert sum(each["sent"]["high"] for each in rows) == sum(each["requests"] for each in rows) == 8
+        assert [(each["field"], each["chance"]) for each in plan["warnings"]] == [("budget.requests", "perhaps")]
+
+    def test_what_open_batch_jobs_hold_is_not_asked_again_and_counts_in_the_budget(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with BatchServer() as server:
+            server.fate = lambda number: Fate(polls=None)
+            generate = {"teacher": "api", "sampling": {"max_tokens": CAP}, "mode": "batch", "batch": {"poll_s": 0.1}}
+            write(project, server.url, rows=12, generate=generate, budget={"requests": 20})
+            assert cli.main(["prompts", "run.yaml"]) == 0
+            command = [sys.executable, "-m", "pipeline", "generate", "run.yaml"]
+            with subprocess.Popen(command, cwd=project, env=cli_env(), stderr=subprocess.PIPE) as process:
+                wait_for(lambda: bool(server.jobs), "a job")
+                process.send_signal(signal.SIGINT)
+                process.communicate()
+            same = told(capsys)
+            change(project, generate={**generate, "draw": 1})
+            another = told(capsys)
+            text = shown(capsys)
+        assert [(each["to_ask"], each["in_jobs"], each["sent"]["high"]) for each in same["requests"][:1]] == [
+            (0, 12, 0)
+        ]
+        assert same["warnings"] == []
+        assert same["budget"][0]["held_by_jobs"]["requests"] == 12
+        assert [(each["to_ask"], each["in_jobs"]) for each in another["requests"][:1]] == [(12, 0)]
+        assert [(each["field"], each["chance"]) for each in another["warnings"]] == [("budget.requests", "surely")]
+        assert "0 of 20 requests made, 12 held by open jobs, 8 left" in text
+
+
+def cut_below_300(seen: Seen, _: int) -> Act:
+    """Two prompts have long answers."""
+    is_long = seen.prompt in ("Name number 3.", "Name number 5.")
+    return completion("fine", finish="length" if is_long and seen.json["max_tokens"] < 300 else "stop")
+
+
+class TestFound:
+    """What is there of a step's requests, and what is sent under which caps."""
+
+    @pytest.mark.parametrize(
+        ("stored_caps", "sent"),
+        [
+            ({}, [(64, 256, 512)]),
+            ({8: "cut"}, [(64, 256, 512)]),
+            ({64: "whole"}, []),
+            ({64: "refused"}, []),
+            ({64: "cut"}, [(256, 512)]),
+            ({64: "cut", 256: "whole"}, []),
+            ({64: "cut", 256: "cut"}, [(512,)]),
+            ({64: "cut", 256: "refused"}, [(512,)]),
+            ({64: "cut", 256: "refused", 512: "whole"}, []),
+            ({64: "cut", 256: "cut", 512: "cut"}, []),
+            ({64: "cut", 512: "refused"}, [(256, 512)]),
+            ({512: "cut"}, []),
+        ],
+    )
+    def test_each_request_goes_on_where_its_answers_end(
+        self, tmp_path: Path, stored_caps: dict[int, str], sent: list[tuple[int, ...]]
+    ) -> None:
+        bodies = {
+            "whole": lambda cap: {"body": body("fine")},
+            "cut": lambda cap: {"body": body("cut", "length", (7, cap))},
+            "refused": lambda cap: {"body": b"{}", "status": 400, "rejected": "bad_request"},
+        }
+        store(tmp_path, *(answer("a", cap=cap, **bodies[kind](cap)) for cap, kind in stored_caps.items()))
+        found = look_up(tmp_path, asking(tmp_path, again=(256, 512)))
+        assert [part.caps for part in found.parts if part.requests > 0] == sent
+        assert found.to_ask == len(sent)
+        assert found.answered + found.refused + found.to_ask == 1
+
+    @pytest.mark.parametrize(("target", "sure"), [(1, 3), (2, 4), (9, 5)])
+    def test_candidates_that_cannot_be_good_are_asked_for_on_the_way_to_those_that_can(
+        self, tmp_path: Path, target: int, sure: int
+    ) -> None:
+        """The first is refused, the second must not leave, the last is another teacher's."""
+        store(tmp_path, answer("a", status=400, body=b"{}", rejected="bad_request"))
+        hopeful = bytearray(b"\1\0\1\1\1")
+        one = asking(tmp_path, "acd", target=target, hopeful=hopeful, ranks=array("q", [0, 2, 3]))
+        two = asking(tmp_path, "e", target=target, hopeful=hopeful, ranks=array("q", [4]))
+        found = [look_up(tmp_path, one), look_up(tmp_path, two)]
+        assert sure_candidates(found) == sure
+        sent = [part.load(each.asking, sure).least for each in found for part in each.parts]
+        assert sent == [{3: 1, 4: 2, 5: 2}[sure], int(sure == 5)]
+        assert sure_candidates([look_up(tmp_path, asking(tmp_path))]) is None
+
+    @pytest.mark.parametrize(("finish", "times"), [("length", 2), ("stop", 0)])
+    def test_whether_an_answer_that_was_cut_was_continued_is_not_known(
+        self, tmp_path: Path, finish: str, times: int
+    ) -> None:
+        store(tmp_path, answer("a", body=body("so", finish, (7, CAP))))
+        found = look_up(tmp_path, asking(tmp_path, again=(CAP, CAP), continues=True))
+        forecasts = [forecast(part.load(asking(tmp_path), None), None, None) for part in found.parts]
+        assert (found.answered, found.to_ask, found.continued) == (1, 0, times // 2)
+        assert sum(each.requests.low for each in forecasts) == 0
+        assert sum(each.requests.high for each in forecasts) == times
+
+
+def asking(folder: Path, names: str = "a", **changes: Any) -> Asking:
+    """A step that makes the request of each name."""
+    teacher = OpenAITeacher.model_validate(
+        {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "provider": "scripted", "model": "m"}
+    )
+    asked = Asked.of(teacher, Sampling(max_tokens=CAP), 0, DigestCache(folder / "digests.json"))
+    keys, sizes = bytearray(b"".join(map(key, names))), array("q", [200] * len(names))
+    return Asking("generate", "api", teacher, asked, keys=keys, sizes=sizes, **changes)
 
 
 def test_places_are_found_where_there_are_none() -> None:

@@ -1,6 +1,7 @@
 """What is stored, and which of it a config uses: counted once each, and picked as a run picks."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,35 @@ class TestWanted:
         assert (None if picked is None else picked[1]) == given
         expected = [] if picked is None else [picked[0]]
         assert list(chosen(folder, Wanted({key("a"): 1}, (cap,), {} if room is None else {key("a"): room}))) == expected
+
+    REFUSED = answer("a", cap=128, status=400, body=b"{}")
+    WHOLE = answer("a", cap=256, body=body("whole", tokens=(7, 200)))
+
+    @pytest.mark.parametrize(
+        ("later", "told"),
+        [
+            ([], (0, 1)),
+            ([REFUSED], (0, 1)),
+            ([REFUSED, WHOLE], (1, 0)),
+            ([REFUSED, replace(WHOLE, status=400, body=b"{}")], (1, 0)),
+            ([replace(WHOLE, status=400, body=b"{}")], (0, 1)),
+        ],
+    )
+    def test_a_round_that_is_refused_takes_nothing_away(self, folder: Path, later: list, told: tuple) -> None:
+        """The answer that it did not replace stays in use, and what is asked after it counts too."""
+        first = answer("a", body=CUT)
+        store(folder, first, *later)
+        wanted = Wanted({key("a"): 1}, (64, 128, 256), {})
+        found = coverage(folder, wanted)
+        assert ((found.answered, found.cut), found.refused, found.missing) == (told, {}, 0)
+        assert list(chosen(folder, wanted)) == [first, *later]
+
+    def test_a_request_whose_first_round_is_refused_is_refused(self, folder: Path) -> None:
+        refused = answer("a", status=400, body=b"{}")
+        store(folder, refused, replace(refused, cap=128))
+        wanted = Wanted({key("a"): 3}, (64, 128), {})
+        assert coverage(folder, wanted).refused == {"bad_request": 3}
+        assert list(chosen(folder, wanted)) == [refused]
 
     def test_requests_are_answered_refused_cut_and_missing(self, folder: Path) -> None:
         store(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from pipeline.teacher.poison import COMPANY, CRASHES, Quarantine
+from pipeline.teacher.poison import COMPANY, CRASHES, Death, Quarantine
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -67,14 +67,81 @@ def test_the_most_suspected_go_first():
             async with quarantine.admit(key):
                 order.append(key)
                 await asyncio.sleep(0.001)
+                quarantine.settled(key)
 
-        blocked = asyncio.create_task(visit("one"))
-        await asyncio.sleep(0)
-        others = [asyncio.create_task(visit(key)) for key in ("suspect", "two", "three")]
-        await asyncio.gather(blocked, *others)
-        assert order == ["one", "suspect", "two", "three"]
+        await asyncio.gather(*(asyncio.create_task(visit(key)) for key in ("one", "suspect", "two", "three")))
+        assert order == ["suspect", "one", "two", "three"]
 
     run(work())
+
+
+def test_nobody_enters_while_one_that_is_more_suspected_sleeps_before_its_next_try():
+    """It waits in no line then; let in, they would die of the next prompt that ends the engine, suspected as well."""
+
+    async def work() -> None:
+        for deaths, key in ((0, "fresh"), (1, "once")):
+            quarantine, entered = after_deaths(deaths, key), asyncio.Event()
+            for _ in range(deaths + 1):
+                quarantine.sent(1, "asleep")
+                quarantine.crashed(1)
+
+            async def enter(quarantine: Quarantine = quarantine, key: str = key, entered: Any = entered) -> None:
+                async with quarantine.admit(key):
+                    entered.set()
+
+            task = asyncio.create_task(enter())
+            await asyncio.sleep(0.02)
+            assert not entered.is_set()
+            quarantine.settled("asleep")
+            await asyncio.wait_for(task, 5)
+
+    run(work())
+
+
+def test_who_was_let_in_before_a_death_goes_back_behind_its_suspects():
+    quarantine = after_deaths(1, "suspect")
+    assert quarantine.is_stale("fresh", 0) and not quarantine.is_stale("suspect", 1)
+    quarantine.settled("suspect")
+    assert not quarantine.is_stale("fresh", 0)
+
+
+def test_one_that_waits_when_a_server_dies_of_what_it_sent_before_waits_among_the_suspects():
+    """Its time was out, so it came back to wait, and the server went on with it."""
+
+    async def work() -> None:
+        quarantine, levels = after_deaths(2, "first"), []
+        quarantine.sent(1, "slow")
+
+        async def wait() -> None:
+            async with quarantine.admit("slow") as level:
+                levels.append(level)
+                quarantine.settled("slow")
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        quarantine.crashed(1)
+        await asyncio.sleep(0)
+        assert levels == []
+        quarantine.settled("first")
+        await waiting
+        assert levels == [1]
+
+    run(work())
+
+
+def test_a_death_is_searched_for_a_while_and_explained_when_it_names_a_request():
+    quarantine = Quarantine("e", servers=3)
+    assert quarantine.crashed(0) is Death.UNEXPLAINED, "nobody was in flight"
+    for number in range(quarantine.patience):
+        quarantine.sent(number % 3, f"innocent {number}")
+        assert quarantine.crashed(number % 3) is Death.SEARCHED
+    quarantine.sent(0, "one more")
+    assert quarantine.crashed(0) is Death.UNEXPLAINED
+    for death in (Death.UNEXPLAINED, Death.UNEXPLAINED, Death.EXPLAINED):
+        quarantine.sent(0, "bad")
+        assert quarantine.crashed(0) is death
+    quarantine.sent(0, "another")
+    assert quarantine.crashed(0) is Death.SEARCHED, "the count began anew"
 
 
 def test_only_who_was_in_flight_unanswered_at_the_dead_server_is_suspected():
@@ -94,7 +161,7 @@ def test_the_last_death_names_the_request():
     quarantine = after_deaths(CRASHES - 1, "bad", "good")
     quarantine.settled("good")
     quarantine.sent(0, "bad")
-    assert quarantine.crashed(0)
+    assert quarantine.crashed(0) is Death.EXPLAINED
     assert quarantine.is_poison("bad") and not quarantine.is_poison("good")
 
 
@@ -142,7 +209,7 @@ def test_one_that_failed_alone_keeps_the_others_out_until_the_death_is_noticed()
         tasks = [asyncio.create_task(fail()), asyncio.create_task(enter())]
         await asyncio.sleep(0.05)
         assert not entered.is_set()
-        assert quarantine.crashed(0)
+        assert quarantine.crashed(0) is Death.EXPLAINED
         await asyncio.gather(*tasks)
         assert entered.is_set() and not quarantine.is_poison("good")
 

@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.core.config_api import OpenAITeacher
+from pipeline.core.config_base import identity
 from pipeline.core.config_server import ServerTeacher, command_that_counts
-from pipeline.core.config_teacher import Sampling
+from pipeline.core.config_teacher import Sampling, VllmTeacher
 from pipeline.core.lineage import DigestCache
 from pipeline.core.record import Message
 from pipeline.runner.doctor.needs import check_program
@@ -35,26 +36,33 @@ def key(folder: Path, teacher: ServerTeacher | OpenAITeacher) -> str:
 
 
 class TestWhatCounts:
+    def test_the_programs_folder_does_not_and_arguments_do_as_they_are_written(self):
+        assert command_that_counts(["./bin/serve", "--listen={host}:{port}"]) == ["serve", "--listen={host}:{port}"]
+
     @pytest.mark.parametrize(
-        "command",
+        ("one", "other"),
         [
-            ["serve", "--port", "{port}", "--ctx", "8"],
-            ["./bin/serve", "--ctx", "8", "--listen={host}:{port}"],
-            ["serve", "--host", "{host}", "--ctx", "8", "{port}"],
+            (["serve", "--greedy", "{port}"], ["serve", "{port}"]),
+            (["sh", "-c", "exec s --port {port} --lora a"], ["sh", "-c", "exec s --port {port} --lora b"]),
+            (["serve", '{"port": {port}, "ctx": 8}'], ["serve", '{"port": {port}, "ctx": 9}']),
         ],
     )
-    def test_the_address_and_the_programs_folder_do_not(self, command):
-        assert command_that_counts(command) == ["serve", "--ctx", "8"]
+    def test_what_stands_beside_a_placeholder_does(self, tmp_path, one, other):
+        assert key(tmp_path, server(tmp_path, command=one)) != key(tmp_path, server(tmp_path, command=other))
 
-    def test_a_flag_before_a_placeholder_goes_with_it_and_no_other_does(self):
-        assert command_that_counts(["serve", "--fast", "--port={port}", "x", "{port}"]) == ["serve", "--fast", "x"]
+    def test_the_name_in_requests_does_unless_it_is_the_default_or_the_models_own(self, tmp_path):
+        names = {}
+        for name in ("teacher", "{model}", "lora-a", "lora-b"):
+            names.setdefault(key(tmp_path, server(tmp_path, served_name=name)), []).append(name)
+        assert [*names.values()] == [["teacher", "{model}"], ["lora-a"], ["lora-b"]]
+        assert "served_name" not in identity(server(tmp_path)) and identity(server(tmp_path, served_name="a"))
 
     @pytest.mark.parametrize(
         "changes",
         [
             {"operational_args": ["--threads", "4"]},
-            {"command": ["/elsewhere/serve", "--at", "{host}:{port}"]},
-            {"served_name": "other", "health": "/ready", "base_path": "/", "servers": 2, "concurrency": 3},
+            {"command": ["/elsewhere/serve", "--port", "{port}"]},
+            {"health": "/ready", "base_path": "/", "servers": 2, "concurrency": 3},
             {"env": {"OMP_NUM_THREADS": "2"}},
         ],
     )
@@ -91,8 +99,8 @@ class TestRefused:
         [
             ({"command": ["serve", "--port", "8000"]}, "the pipeline chooses the port"),
             ({"command": []}, "at least 1"),
-            ({"command": ["serve", "{port}", "--api-key", "x"]}, "takes a secret"),
-            ({"operational_args": ["--api-key=x"]}, "takes a secret"),
+            ({"command": ["serve", "{port}", "--api-key", "x"]}, "--api-key looks like a secret"),
+            ({"operational_args": ["--api-key=x"]}, "--api-key looks like a secret"),
             ({"env": {"HF_TOKEN": "x"}}, "looks like a secret"),
             ({"health": "health"}, "health"),
         ],
@@ -112,6 +120,67 @@ class TestRefused:
     def test_of_a_replica(self, url, why):
         with pytest.raises(ValidationError, match=why):
             pool("https://a.example/v1", url)
+
+
+SECRETS = [
+    *(["--admin-api-key", "canary"], ["--admin_api_key=canary"], ["--Api-Key", "canary"], ["-hft", "canary"]),
+    *(["--hf-token", "canary"], ["--ssl-keyfile-password", "canary"], ["--apikey=canary"], ["--db-passwd", "canary"]),
+    *(["HF_TOKEN=canary"], ["x; export HF_TOKEN=canary; y"], ["-c", "serve --api-key canary"]),
+    *(["--url", "http://user:canary@host/"], ["--x", "hf_canarycanarycanary"], ["--x=sk-canary-canary-canary"]),
+    *(["--loader", '{"aws_secret_access_key": "canary"}'], ["--loader.aws_secret_access_key", "canary"]),
+]
+HARMLESS = [
+    *(["--max-num-batched-tokens", "8"], ["--tokenizer-mode", "slow"], ["--long-prefill-token-threshold", "8"]),
+    *(["--eos-token", "</s>"], ["--monkey-patch"], ["--skip-tokenizer-init"], ["--max-tokens=8"]),
+    *(["--lora", "/data/hf_models/sk-small"], ["--url", "http://127.0.0.1:8000/a@b"], ["-k", "8"]),
+    *(["--x", '{"eos_token": "</s>", "key": ""}'], ["{{ messages[0]['key'] }}"]),
+]
+
+
+class TestSecrets:
+    @pytest.mark.parametrize("args", SECRETS, ids=str)
+    def test_they_are_refused_in_the_arguments_of_both_kinds_and_never_quoted(self, tmp_path, args):
+        for given in ({"command": ["serve", "{port}", *args]}, {"operational_args": args}):
+            with pytest.raises(ValidationError, match="looks like a secret: export it") as caught:
+                server(tmp_path, **given)
+            assert "canary" not in str(caught.value)
+        if args[0].startswith("--"):
+            with pytest.raises(ValidationError, match="looks like a secret: export it"):
+                VllmTeacher(kind="vllm", model="./m", args=tuple(args))
+
+    @pytest.mark.parametrize("args", HARMLESS, ids=str)
+    def test_what_only_sounds_like_one_is_taken(self, tmp_path, args):
+        server(tmp_path, command=["serve", "{port}", *args], operational_args=args)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("HF_TOKEN", "x"), ("PASSWD", "x"), ("AWS_SESSION_CREDENTIALS", "x"), ("HUGGINGFACEHUB_APITOKEN", "x")),
+            *(("WANDB_APIKEY", "x"), ("OPENAIAPIKEY", "x"), ("HTTPS_PROXY", "http://u:p@h"), ("S3_ACCESS_KEY_ID", "x")),
+        ],
+    )
+    def test_they_are_refused_in_the_environment(self, tmp_path, name, value):
+        with pytest.raises(ValidationError, match=f"{name} looks like a secret: export it"):
+            server(tmp_path, env={name: value})
+
+    @pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE", "PWD"])
+    def test_other_variables_are_taken(self, tmp_path, name):
+        assert server(tmp_path, env={name: "1"}).env == {name: "1"}
+
+
+class TestFlagsOfVllm:
+    @pytest.mark.parametrize("flag", ["--mod", "--served", "--host=x", "-t", "-qfp8", "--uds", "--hf-config-p"])
+    def test_what_it_would_take_for_a_refused_one_is_refused(self, flag):
+        with pytest.raises(ValidationError, match=f"{flag.partition('=')[0]} cannot be given here"):
+            VllmTeacher(kind="vllm", model="./m", args=(flag, "x"))
+
+    def test_a_template_in_a_file_is_refused_under_a_shorter_name_too(self):
+        with pytest.raises(ValidationError, match="takes the template itself"):
+            VllmTeacher(kind="vllm", model="./m", args=("--chat-templ", "file.jinja"))
+
+    @pytest.mark.parametrize("flag", ["--model-impl", "--tokenizer-mode", "--seed", "-dp", "--port-range"])
+    def test_longer_names_are_other_flags(self, flag):
+        VllmTeacher(kind="vllm", model="./m", args=(flag, "x"))
 
 
 class TestDoctor:

@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.config_api import AnthropicTeacher, GeminiTeacher, OpenAITeacher
 from pipeline.core.config_base import identity
 from pipeline.core.config_refusals import generate_refusals, response_refusals
-from pipeline.core.config_response import ResponseForm, form_files, form_that_counts, loaded_form
+from pipeline.core.config_response import ResponseForm, form_files, form_that_counts, loaded_form, schema_problem
 from pipeline.core.config_server import ServerTeacher
 from pipeline.core.config_teacher import GenerateConfig, ReplayTeacher, Teacher, VllmTeacher
 from pipeline.core.errors import UsageError
@@ -97,6 +100,110 @@ class TestChecks:
         assert problem(schema({"type": "string", "pattern": "b+"}), '"abc"') is None
         assert problem(schema({"type": "string", "pattern": "^b+$"}), '"abc"') is not None
 
+    @pytest.mark.parametrize(
+        ("divisor", "fits", "differs"),
+        [
+            (0.01, ["19.99", "0.29", "4.35", "1.15", "3", "-0.3", "0"], ["0.005", "1.999"]),
+            (0.1, ["1e308", "0.3", "123456789012345678901234567890"], ["0.25"]),
+            (3, ["3.0", "123456789012345678901234567890"], ["1e308", "123456789012345678901234567891", "1.5"]),
+            (10**400, ["0"], ["1.5", "7"]),
+        ],
+        ids=["0.01", "0.1", "3", "huge"],
+    )
+    def test_multiples_are_those_of_the_decimal_digits(self, divisor: Any, fits: list[str], differs: list[str]) -> None:
+        multiples = schema({"type": "number", "multipleOf": divisor})
+        assert [text for text in fits if problem(multiples, text) is not None] == []
+        assert [text for text in differs if problem(multiples, text) is None] == []
+
+    def test_every_price_is_a_multiple_of_a_cent(self) -> None:
+        cents = schema({"items": {"multipleOf": 0.01}})
+        assert problem(cents, json.dumps([float(f"{number / 100:.2f}") for number in range(5000)])) is None
+
+    def test_integers_of_more_than_64_bits_are_equal_only_to_the_digit(self) -> None:
+        unique = schema({"uniqueItems": True})
+        big = "123456789012345678901234567890"
+        assert problem(unique, f"[{big}, {big[:-1]}1]") is None
+        assert problem(unique, f"[{big}, {big}]") is not None
+        assert problem(unique, "[1e23, 100000000000000000000000]") is not None
+
+    @pytest.mark.parametrize("name", ["x%y", "a/b", "ä", "~1"])
+    def test_references_are_read_as_parts_of_urls(self, name: str) -> None:
+        reference = "#/$defs/" + quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
+        referring = schema({"properties": {"a": {"$ref": reference}}, "$defs": {name: {"type": "string"}}})
+        assert problem(referring, '{"a": "b"}') is None and problem(referring, '{"a": 1}') is not None
+
+    def test_references_lead_to_where_json_schema_knows_no_schemas(self) -> None:
+        code = {"$ref": "#/components/schemas/Code"}
+        own = schema({"properties": {"code": code}, "components": {"schemas": {"Code": {"type": "string"}}}})
+        assert problem(own, '{"code": "a"}') is None and problem(own, '{"code": 1}') is not None
+
+    def test_an_id_of_the_schema_leads_no_reference_away(self) -> None:
+        for name in ("https://a.example/s.json", "http://[", "urn:x"):
+            with_id = schema(
+                {"$id": name, "properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"type": "null"}}}
+            )
+            assert problem(with_id, '{"a": null}') is None and problem(with_id, '{"a": 1}') is not None
+
+
+PLACES = ["#", "#/$defs/a", "#/$defs/b", "#/odd/x", "#/odd", "#/properties/a", "#/anyOf/0", "#/gone", "o.json", "#b"]
+LEAVES = st.sampled_from(
+    [
+        *({"type": "string"}, {"type": "objekt"}, {"multipleOf": 0.01}, {"multipleOf": 10**400}, {"minimum": 10**400}),
+        *({"uniqueItems": True}, {"pattern": "a"}, {"pattern": "(?=a)"}, {"pattern": "\\z"}, {"enum": [1, {"a": []}]}),
+        *({"unevaluatedProperties": False}, {"unevaluatedItems": False}, {"$id": "http://["}, True, False, {}, 3),
+        *({"minContains": 2, "contains": {}}, {"required": ["a"]}, {"const": 1e300}, {"type": ["integer", "array"]}),
+        *({"patternProperties": {"(": {}}}, {"dependentRequired": {"a": ["b"]}}, {"$schema": "http://x"}),
+        *({"$ref": place} for place in PLACES),
+    ]
+)
+SCHEMAS = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.dictionaries(
+            st.sampled_from(["items", "not", "if", "then", "additionalProperties", "propertyNames", "contains"]), inner
+        )
+        | st.dictionaries(st.sampled_from(["anyOf", "allOf", "oneOf", "prefixItems"]), st.lists(inner, max_size=2))
+        | st.dictionaries(
+            st.sampled_from(["properties", "$defs", "odd", "dependentSchemas"]),
+            st.dictionaries(st.sampled_from(["a", "b", "x"]), inner),
+        )
+    ),
+    max_leaves=6,
+)
+OBJECTS = st.builds(
+    lambda parts: {key: value for part in parts for key, value in part.items()},
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "properties": st.dictionaries(st.sampled_from("ab"), SCHEMAS),
+                "$defs": st.dictionaries(st.sampled_from("ab"), SCHEMAS),
+                "odd": st.dictionaries(st.just("x"), SCHEMAS),
+                "anyOf": st.lists(SCHEMAS, min_size=1, max_size=2),
+                "$ref": st.sampled_from(PLACES),
+                "items": SCHEMAS,
+            },
+        ),
+        max_size=2,
+    ),
+)
+NUMBERS = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.sampled_from(["", "a", "b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner),
+    max_leaves=6,
+)
+
+
+@given(OBJECTS, st.lists(VALUES, max_size=4))
+def test_a_schema_is_refused_when_the_config_is_read_or_judges_every_text(given_schema: Any, values: Any) -> None:
+    if schema_problem(given_schema) is not None:
+        return
+    structure = Structure.of(schema(given_schema))
+    for value in values:
+        said = structure.problem(json.dumps(value))
+        assert said is None or said.startswith("breaks "), "no text of a few levels is too deep"
+
 
 class TestReason:
     def test_what_does_not_fit_leaves_as_bad_structure(self) -> None:
@@ -137,6 +244,31 @@ class TestTime:
         assert problem(form(kind="regex", pattern="a*"), "a" * (MAX_CHARS + 1)) == "longer than 1,000,000 characters"
 
 
+def elsewhere(target: Any) -> Any:
+    """A schema that refers to a place where JSON Schema knows no schemas."""
+    code = {"$ref": "#/components/schemas/Code"}
+    return {"type": "object", "properties": {"code": code}, "components": {"schemas": {"Code": target}}}
+
+
+CIRCLES: list[Any] = [
+    {"properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"$ref": "#/$defs/x"}}},
+    {"properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"allOf": [{"not": {"$ref": "#/$defs/x"}}]}}},
+    {"items": {"anyOf": [{"type": "null"}, {"$ref": "#/items"}]}},
+    {"$defs": {"x": {"if": {"$ref": "#/$defs/y"}}, "y": {"then": {"oneOf": [{"$ref": "#/$defs/x"}]}}}},
+    {"items": {"dependentSchemas": {"a": {"$ref": "#/items"}}}},
+    elsewhere({"else": {"$ref": "#/components/schemas/Code"}}),
+]
+ODD_TARGETS: list[tuple[Any, str]] = [
+    ({"type": "string", "pattern": "^(?=.*[0-9]).+$"}, "RE2"),
+    ({"type": "str"}, "no JSON Schema of draft 2020-12"),
+    ({"$ref": "#/components/schemas/Gone"}, "leads to nothing"),
+    ({"$ref": "https://example.com/x.json"}, "leads to nothing"),
+    ({"items": {"$ref": "http://127.0.0.1:1/x.json"}}, "leads to nothing"),
+    ({"$dynamicRef": "#x"}, "`$dynamicRef` is not taken"),
+    (["no", "schema"], "leads to nothing"),
+]
+
+
 class TestConfig:
     @pytest.mark.parametrize(
         ("given", "why"),
@@ -152,6 +284,10 @@ class TestConfig:
                 "leads to nothing",
             ),
             ({"kind": "json_schema", "json_schema": {"$ref": "#"}}, "refers to itself without end"),
+            *(({"kind": "json_schema", "json_schema": given}, "refers to itself without end") for given in CIRCLES),
+            *(({"kind": "json_schema", "json_schema": elsewhere(given)}, why) for given, why in ODD_TARGETS),
+            ({"kind": "json_schema", "json_schema": {"properties": {1: {}}}}, "what JSON cannot"),
+            ({"kind": "json_schema", "json_schema": {"contentSchema": {"$id": "x"}}}, "an `$id` of its own"),
             ({"kind": "json_schema", "json_schema": {"items": {"patternProperties": {}}}}, "`patternProperties`"),
             ({"kind": "json_schema", "json_schema": {"properties": {"a": {"pattern": "(?=x)"}}}}, "RE2"),
             ({"kind": "json_schema", "json_schema": {"not": {"$id": "x"}}}, "an `$id` of its own"),

@@ -251,6 +251,79 @@ class TestCallsInAnswers:
         read.tool_calls[0].arguments.encode("utf-8")
 
 
+WITH_ARGUMENTS = {
+    "openai": (
+        OPENAI_CHAT,
+        b'{"choices":[{"message":{"content":null,"tool_calls":[{"id":"c","function":{"name":"f","arguments":%b}}]},'
+        b'"finish_reason":"tool_calls"}]}',
+    ),
+    "anthropic": (
+        ANTHROPIC,
+        b'{"content":[{"type":"tool_use","id":"c","name":"f","input":%b}],"stop_reason":"tool_use"}',
+    ),
+    "gemini": (
+        GEMINI,
+        b'{"candidates":[{"content":{"parts":[{"functionCall":{"id":"c","name":"f","args":%b}}]},'
+        b'"finishReason":"STOP"}]}',
+    ),
+}
+
+
+def deep(levels: int) -> bytes:
+    return b'{"a":' * levels + b"1" + b"}" * levels
+
+
+@pytest.mark.parametrize("name", WITH_ARGUMENTS)
+class TestArgumentsGivenAsObjects:
+    def read(self, name: str, arguments: bytes) -> Reply | Unusable:
+        wire, answer = WITH_ARGUMENTS[name]
+        return wire.read(answer % arguments)
+
+    @pytest.mark.parametrize(
+        ("given", "kept", "flags"),
+        [
+            (b'{"b": 1.5}', '{"b":1.5}', ()),
+            (b'{"b": -123456789012345678901234567890}', '{"b":-123456789012345678901234567890}', ()),
+            (b'{"a": "x\\ud800"}', '{"a":"x\ufffd"}', ("sanitized",)),
+            (b'{"\\ud800": 1}', '{"\ufffd":1}', ("sanitized",)),
+            (b'{"a": "\\udfff", "b": 18446744073709551616}', '{"a":"\ufffd","b":18446744073709551616}', ("sanitized",)),
+            (b'{"a": NaN, "b": 18446744073709551616}', '{"a":null,"b":18446744073709551616}', ()),
+            (deep(300), deep(300).decode(), ()),
+        ],
+        ids=["plain", "integer", "value", "key", "both", "nan", "deep"],
+    )
+    def test_they_are_kept_whole_and_what_is_replaced_is_flagged(
+        self, name: str, given: bytes, kept: str, flags: tuple[str, ...]
+    ) -> None:
+        found = self.read(name, given)
+        assert isinstance(found, Reply)
+        assert (found.tool_calls, found.flags) == ((ToolCall("f", kept, "c"),), flags)
+
+    @pytest.mark.parametrize("levels", [900, 985, 5000])
+    def test_what_nests_deeper_than_can_be_followed_is_no_completion(self, name: str, levels: int) -> None:
+        found = self.read(name, deep(levels))
+        assert isinstance(found, Reply) or found.reason in {"bad_payload", "unknown"}
+
+    def test_more_digits_than_python_takes_do_no_harm(self, name: str) -> None:
+        assert isinstance(self.read(name, b'{"b": %b}' % (b"1" * 5000)), Reply | Unusable)
+
+    def test_an_answer_that_was_read_can_be_sent_back(self, name: str) -> None:
+        for given in (b'{"b": 123456789012345678901234567890}', deep(190), deep(300)):
+            found = self.read(name, given)
+            assert isinstance(found, Reply)
+            turns = (Message("user", "?"), Message("assistant", "", tool_calls=found.tool_calls))
+            for wire, _ in WITH_ARGUMENTS.values():
+                sent = wire.body(Ask("m", turns, Sampling()))
+                assert (b"123456789012345678901234567890" in sent) == (b"b" in given)
+
+    def test_arguments_too_deep_to_be_sent_as_an_object_are_sent_as_text(self, name: str) -> None:
+        calls = (ToolCall("f", deep(900).decode()),)
+        sent = WITH_ARGUMENTS[name][0].body(
+            Ask("m", (Message("user", "?"), Message("assistant", "", tool_calls=calls)), Sampling())
+        )
+        assert json.dumps(deep(900).decode()).encode() in sent
+
+
 class TestOpenAIAnswer:
     def read(self, **message: Any) -> Reply | Unusable:
         choice = {"finish_reason": "tool_calls", "message": {"content": None, **message}}

@@ -14,6 +14,7 @@ from typing import Any, Final
 from pipeline.teacher.batch.calls import Calls, Refused, Unclear, no_batches
 from pipeline.teacher.batch.provider import Found, Line, Look
 from pipeline.teacher.batch.tracker import SAFE_ID, Job, key_in
+from pipeline.teacher.wire import body_in_line
 
 COUNTS: Final = ("processing", "succeeded", "errored", "canceled", "expired")
 NOT_RUN: Final = {"canceled": "cancelled", "expired": "expired"}
@@ -100,12 +101,12 @@ class AnthropicBatches:
         if kind in NOT_RUN:
             return Line(name, None, reason=NOT_RUN[kind], is_free=True)
         if kind == "succeeded":
-            return Line(name, 200, _dump(result.get("message")), request_id=_message_id(result.get("message")))
+            return Line(name, 200, body_in_line(result.get("message")), request_id=_message_id(result.get("message")))
         error = result.get("error")
         error = error if isinstance(error, dict) else {}
         whole = error if isinstance(error.get("error"), dict) else {"type": "error", "error": error}
         request_id = whole.get("request_id")
-        return Line(name, 200, _dump(whole), request_id=str(request_id) if request_id else None, is_free=True)
+        return Line(name, 200, body_in_line(whole), request_id=str(request_id) if request_id else None, is_free=True)
 
     async def _names(self, look: Look, job: Job, scratch: Path) -> bool:
         """Whether the results of an ended job carry our token."""
@@ -140,10 +141,6 @@ def _look(answer: dict[str, Any]) -> Look | None:
     return Look(job_id, ended_as, total - counts["processing"], total or None)
 
 
-def _dump(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
 def _message_id(message: object) -> str | None:
     found = message.get("id") if isinstance(message, dict) else None
     return found if isinstance(found, str) else None
@@ -152,7 +149,7 @@ def _message_id(message: object) -> str | None:
 def _names_in(path: Path) -> Iterator[object]:
     with path.open("rb") as file:
         for line in file:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 parsed = json.loads(line)
                 if isinstance(parsed, dict):
                     yield parsed.get("custom_id")

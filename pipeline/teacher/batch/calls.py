@@ -79,7 +79,7 @@ class Calls:
         """
 
         async def take(response: aiohttp.ClientResponse) -> dict[str, Any]:
-            parsed, _ = load_json(await _read(response))
+            parsed, _ = load_json(blot(await _read(response), self.endpoint.read_key()))
             if not isinstance(parsed, dict):
                 raise aiohttp.ClientPayloadError("the answer is no JSON object")
             return parsed

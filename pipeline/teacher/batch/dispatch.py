@@ -13,7 +13,7 @@ from pipeline.core.errors import Interrupted
 from pipeline.core.stage import Context
 from pipeline.teacher.batch.life import TOO_MUCH, Life
 from pipeline.teacher.batch.provider import Look
-from pipeline.teacher.batch.settle import Open, Result, hold_of
+from pipeline.teacher.batch.settle import EARLIER, Open, Result, hold_of
 from pipeline.teacher.batch.tracker import CREATING, INTENDED, Job, Tracker, custom_id, new_token
 from pipeline.teacher.recorder import now_ms
 from pipeline.teacher.request import Request
@@ -55,6 +55,7 @@ class Dispatcher:
         pending: class of failure -> rows that stay pending.
         given_up: request key of each of them -> that class.
         cut: rows whose answer ended at its cap.
+        rejected: rows that were refused.
         retries: why lines were sent again -> how many.
         lines, jobs: lines that were settled, and jobs that were made.
         left_open: jobs that stay open at the end.
@@ -76,6 +77,7 @@ class Dispatcher:
     lines: int = 0
     jobs: int = 0
     cut: int = 0
+    rejected: int = 0
     given_up: dict[str, str] = field(default_factory=dict)
     left_open: list[Open] = field(default_factory=list)
     _queue: deque[Queued] = field(default_factory=deque)
@@ -137,6 +139,7 @@ class Dispatcher:
             if result.rejected is not None:
                 log.warning("%s refused: %s", request.prompt_id, result.rejected)
             self.cut += result.is_cut
+            self.rejected += result.rejected is not None
             self._advance(1, tokens=result.tokens, rejected=result.rejected is not None)
 
     def shown(self, opened: Open, look: Look) -> None:
@@ -187,6 +190,7 @@ class Dispatcher:
         key = bytes.fromhex(request.key)
         if key in self._settled:
             self.cut += self._settled[key].is_cut
+            self.rejected += self._settled[key].rejected is not None
             self._advance(1, rejected=self._settled[key].rejected is not None)
             return 0
         known = self._wanted.setdefault(key, [])
@@ -267,7 +271,8 @@ class Dispatcher:
             reason: None: it never left.
         """
         rows = self._wanted[key]
-        counts = reason is not None and not (reason == TOO_MUCH and opened.job.lines > 1)
+        is_earlier = reason in EARLIER and any(opened is one for one in self.adopted)
+        counts = reason is not None and not is_earlier and not (reason == TOO_MUCH and opened.job.lines > 1)
         self._rounds[key] += counts
         self.retries[reason or "not_sent"] += 1
         is_late = opened.is_cancelled and self.config.stragglers == "online"

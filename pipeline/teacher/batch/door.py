@@ -22,12 +22,13 @@ from pipeline.teacher.batch.dispatch import Count, Dispatcher
 from pipeline.teacher.batch.life import Life
 from pipeline.teacher.batch.openai import OpenAIBatches
 from pipeline.teacher.batch.provider import Provider
-from pipeline.teacher.batch.settle import Open, Settler, hold_of, recorded
+from pipeline.teacher.batch.settle import STRIKES, Open, Settler, hold_of, recorded
 from pipeline.teacher.batch.tracker import CREATED, ENDED, INTENDED, Job, Tracker, all_open_jobs, custom_id
 from pipeline.teacher.budget import Amount
 from pipeline.teacher.complaints import refused_error
 from pipeline.teacher.drift import Drift
 from pipeline.teacher.endpoint import Endpoint, api_endpoints
+from pipeline.teacher.prepare import prepare
 from pipeline.teacher.prices import batch_price_of
 from pipeline.teacher.recorder import Recorder
 from pipeline.teacher.request import Asked, Request
@@ -71,11 +72,12 @@ class Done:
 
     Attributes:
         settled: requests that were answered or refused.
-        cut, pending, given_up, retries: as in `Dispatcher`.
+        cut, rejected, pending, given_up, retries: as in `Dispatcher`.
     """
 
     settled: int = 0
     cut: int = 0
+    rejected: int = 0
     pending: Counter[str] = field(default_factory=Counter)
     given_up: dict[str, str] = field(default_factory=dict)
     retries: Counter[str] = field(default_factory=Counter)
@@ -91,6 +93,7 @@ class ByJobs:
         source: what is missing, in order. In online mode the first part of it is enough: it is given back.
         count: advances the step's progress.
         may_miss: rows that may stay without an answer; one more is an error.
+        written_off: token of each job that an earlier round of the same purse has left open -> its `Open.sizes`.
         done: after `run`: what it came to.
         left: after `run`: what is to be asked online.
     """
@@ -109,6 +112,7 @@ class ByJobs:
     source: Iterator[Request]
     count: Count
     may_miss: int = 0
+    written_off: dict[str, dict[bytes, int]] = field(default_factory=dict)
     left: list[Request] = field(default_factory=list)
     done: Done = field(default_factory=Done)
 
@@ -121,6 +125,7 @@ class ByJobs:
             Interrupted: a signal asked us to stop; open jobs stay open.
         """
         endpoint = api_endpoints(self.teacher)[0]
+        prepare(endpoint, self.asked, self.teacher.kind)
         async with open_batch_session(self.retry.timeout_s) as session:
             calls = Calls(session, endpoint, self.teacher.base_url, self.retry)
             dispatcher = self._dispatcher(endpoint, provider_of(self.teacher, calls))
@@ -142,6 +147,8 @@ class ByJobs:
         for opened in dispatcher.left_open:
             log.info("batch job %s is left open: nothing that it holds is asked for here", opened.job.name)
             settler.write_off(opened)
+            if opened.counts:
+                self.written_off[opened.job.token] = dict(opened.sizes)
         if dispatcher.pending.total() > self.may_miss:
             raise self._incomplete(endpoint, dispatcher)
 
@@ -164,6 +171,7 @@ class ByJobs:
             secret=endpoint.read_key(),
             cap=self.asked.sampling.max_tokens,
             room=self.asked.room,
+            strikes=self._strikes,
             drift=Drift.of(self.teacher, self.asked.identity, self.ctx),
         )
         config = self.batch or BatchConfig()
@@ -184,8 +192,15 @@ class ByJobs:
         life.report, life.shown = dispatcher.report, dispatcher.shown
         return dispatcher
 
+    @property
+    def _strikes(self) -> int:
+        """What is paid for again and again has to end: where nobody asks online, a row has as many tries as rounds."""
+        if self.batch is None or self.batch.stragglers == "online":
+            return STRIKES
+        return min(STRIKES, self.batch.rounds)
+
     def _template(self, endpoint: Endpoint) -> Job:
-        price = batch_price_of(self.teacher)
+        price, logprobs = batch_price_of(self.teacher), endpoint.logprobs
         return Job(
             token="",
             state=INTENDED,
@@ -204,6 +219,8 @@ class ByJobs:
             worst_nano=0,
             worst_tokens=0,
             intended_ms=0,
+            logprobs=None if logprobs is None else logprobs.sent,
+            token_ids=logprobs is not None and logprobs.ids,
         )
 
     def _adopt(self, provider: Provider) -> tuple[Iterator[Request], list[Open]]:
@@ -218,19 +235,28 @@ class ByJobs:
             adopted = [one for one in opened if one.job.run == self.spending.run or not wanted.isdisjoint(one.sizes)]
             source = iter(first)
         for one in adopted:
-            for size in one.sizes.values() if one.counts else ():
-                self.purse.adopt(hold_of(one.job, size))
+            self._hold(one)
         return source, adopted
 
+    def _hold(self, opened: Open) -> None:
+        """Hold the worst case of a job's lines: once, whatever the number of rounds that leave it open."""
+        if not opened.counts:
+            return
+        for size in self.written_off.pop(opened.job.token, {}).values():
+            self.purse.undo_write_off(hold_of(opened.job, size))
+        for size in opened.sizes.values():
+            self.purse.adopt(hold_of(opened.job, size))
+
     def _is_here(self, job: Job) -> bool:
-        """Whether the job is where the teacher is asked today.
+        """Whether the job is where the teacher is asked today. Another teacher of the run may ask the same model at
+        another URL.
 
         Raises:
-            UsageError: a job of this run is elsewhere.
+            UsageError: a job of this run and teacher is elsewhere.
         """
         if job.base_url == self.teacher.base_url and job.kind == self.teacher.kind:
             return True
-        if job.run != self.spending.run:
+        if (job.run, job.teacher) != (self.spending.run, self.spending.teacher):
             return False
         what = f"batch job {job.name} with {job.lines} requests is open at another URL: {job.base_url}"
         todo = "set the teacher's base_url back until its jobs have ended: else their answers would be paid twice"
@@ -256,7 +282,12 @@ class ByJobs:
             "retries": retries,
         }
         self.done = Done(
-            dispatcher.settled, dispatcher.cut, dispatcher.pending, dispatcher.given_up, dispatcher.retries
+            dispatcher.settled,
+            dispatcher.cut,
+            dispatcher.rejected,
+            dispatcher.pending,
+            dispatcher.given_up,
+            dispatcher.retries,
         )
         self.ctx.events.emit("batch_asked", **facts)
 

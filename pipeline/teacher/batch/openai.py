@@ -16,6 +16,7 @@ from pipeline.teacher.batch.calls import Calls, Refused, Unclear, no_batches
 from pipeline.teacher.batch.provider import Found, Line, Look
 from pipeline.teacher.batch.tracker import SAFE_ID, Job
 from pipeline.teacher.verdict import snippet
+from pipeline.teacher.wire import body_in_line
 
 ROUTE: Final = "/v1/chat/completions"
 ENDED: Final = {"completed": "completed", "expired": "expired", "cancelled": "cancelled", "failed": "failed"}
@@ -110,14 +111,14 @@ class OpenAIBatches:
     def read(self, line: dict[str, Any]) -> Line:
         name, response, error = line.get("custom_id"), line.get("response"), line.get("error")
         if isinstance(response, dict):
-            status, body = response.get("status_code"), json.dumps(response.get("body"), separators=(",", ":"))
+            status, body = response.get("status_code"), body_in_line(response.get("body"))
             request_id = response.get("request_id")
             known = status if isinstance(status, int) and 100 <= status < 600 else 200
-            return Line(name, known, body.encode(), request_id=str(request_id) if request_id else None)
+            return Line(name, known, body, request_id=str(request_id) if request_id else None)
         code = str(error.get("code")) if isinstance(error, dict) else "unknown"
         if code in NOT_RUN:
             return Line(name, None, reason=NOT_RUN[code], is_free=True)
-        return Line(name, 200, json.dumps({"error": error or {}}, separators=(",", ":")).encode(), is_free=True)
+        return Line(name, 200, body_in_line({"error": error or {}}), is_free=True)
 
 
 def _look(answer: dict[str, Any]) -> Look | None:

@@ -1,7 +1,7 @@
 """One pass over what is missing, by jobs: what it leaves is the work of the online pass behind it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_batch import BatchConfig
@@ -34,6 +34,7 @@ class Means:
     purse: Purse
     tracker: Tracker
     may_miss: int
+    written_off: dict[str, dict[bytes, int]] = field(default_factory=dict)
 
 
 def pass_by_jobs(means: Means, loop: Loop, asked: Asked, work: Work, *, proven: bool) -> Work | None:
@@ -60,6 +61,7 @@ def pass_by_jobs(means: Means, loop: Loop, asked: Asked, work: Work, *, proven: 
         source=iter(work.looked.misses) if online else _misses(work),
         count=work.count,
         may_miss=means.may_miss,
+        written_off=means.written_off,
     )
     try:
         loop.run(by_jobs.run())
@@ -83,6 +85,7 @@ def _count(work: Work, by_jobs: ByJobs) -> None:
     counts, done = work.counts, by_jobs.done
     counts.asked += done.settled + done.pending.total()
     counts.cut += done.cut
+    counts.rejected += done.rejected
     counts.pending += done.pending
     counts.given_up |= done.given_up
     counts.retries += done.retries

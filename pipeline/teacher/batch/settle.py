@@ -17,6 +17,7 @@ from typing import Any, Final
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.core.config_logprobs import LogprobsAsked
 from pipeline.teacher.accounts import check_attempts
 from pipeline.teacher.batch.provider import Line, Provider
 from pipeline.teacher.batch.tracker import Job, key_in
@@ -36,7 +37,11 @@ from pipeline.teacher.wire import Reply, clean, load_json
 log = logging.getLogger(__name__)
 
 STRIKES: Final = 3
-"""Completions without content after which a row is rejected."""
+"""Completions without usable content after which a row is rejected."""
+OTHER_CAP: Final = "another_cap"
+OTHER_LOGPROBS: Final = "without_logprobs"
+EARLIER: Final = frozenset({OTHER_CAP, OTHER_LOGPROBS})
+"""Why answers to what an earlier config asked are none to what is asked today; they are stored all the same."""
 GROUP_LINES: Final = 256
 """Lines per transaction."""
 
@@ -90,6 +95,7 @@ class Settler:
         proven: whether the teacher has answered anything yet; until then a `bad_request` may be the config's fault,
             and a stored refusal would outlive its correction.
         cap, room: what is asked today, as in `segment.Stored`.
+        strikes: completions without usable content after which a row is rejected.
         drift: hears every answer.
         held: refusals that are not believed yet.
         abort: the first verdict that stops everything; raised when the job is settled.
@@ -105,6 +111,7 @@ class Settler:
     secret: str | None
     cap: int
     room: int | None
+    strikes: int = STRIKES
     drift: Drift | None = None
     held: list[Stored] = field(default_factory=list)
     abort: Verdict | None = None
@@ -161,12 +168,13 @@ class Settler:
         results: list[Result] = []
         replies: list[Reply] = []
         for key, line in group.items():
-            verdict = self._judge(line)
+            verdict = self._judge(opened.job, line)
             replies += [] if verdict.reply is None else [verdict.reply]
             result, stored = self._conclude(opened.job, key, line, verdict)
             hold, ended = self._ended(opened, key, line, verdict, result)
-            if stored is not None and not self._stands(opened.job, stored):
-                result = Result(key, again="another_cap")
+            why_not = None if stored is None else self._why_not(opened.job, stored)
+            if why_not is not None:
+                result = Result(key, again=why_not)
             intents.append(_attempt(opened.job, ended.id, key, hold))
             outcomes.append((hold, ended))
             results.append(result)
@@ -184,20 +192,27 @@ class Settler:
             for reply in replies:
                 self.drift.hear(self.endpoint, reply)
 
-    def _stands(self, job: Job, stored: Stored) -> bool:
-        """Whether an answer to a job of an earlier config is one to what is asked today."""
-        if (job.cap, job.room) == (self.cap, self.room):
-            return True
+    def _why_not(self, job: Job, stored: Stored) -> str | None:
+        """Why an answer to a job of an earlier config is none to what is asked today; None: it is one."""
+        wanted = self.endpoint.logprobs
+        if (job.cap, job.room) == (self.cap, self.room) and asks_for(job, wanted):
+            return None
         outcome = outcome_of(stored)
-        return outcome is not None and is_hit(stored, outcome, self.cap, self.room)
+        if outcome is None or not is_hit(stored, outcome, self.cap, self.room):
+            return OTHER_CAP
+        outcome = outcome_of(stored, wanted)
+        stands = outcome is not None and is_hit(stored, outcome, self.cap, self.room, logprobs=wanted)
+        return None if stands else OTHER_LOGPROBS
 
-    def _judge(self, line: Line) -> Verdict:
+    def _judge(self, job: Job, line: Line) -> Verdict:
         if line.status is None:
             return Verdict(Action.RETRY, line.reason)
-        if len(line.body) > most_bytes(self.cap, self.endpoint.logprobs):
+        if len(line.body) > most_bytes(job.cap, logprobs_of(job)):
             return Verdict(Action.REJECT, "oversize")
+        wanted = self.endpoint.logprobs
         verdict = judge(self.endpoint.wire.read, line.status, {}, line.body)
-        verdict = with_logprobs(verdict, self.endpoint.wire.name, line.body, self.endpoint.logprobs)
+        if asks_for(job, wanted):  # of another job nobody could expect them: its answers are good ones without
+            verdict = with_logprobs(verdict, self.endpoint.wire.name, line.body, wanted)
         return about_this_row(verdict) if self.proven else verdict
 
     def _conclude(self, job: Job, key: bytes, line: Line, verdict: Verdict) -> tuple[Result, Stored | None]:
@@ -214,7 +229,7 @@ class Settler:
                 return Result(key, rejected=verdict.reason), stored
             case Action.STRIKE:
                 self._strikes[key] = self._strikes.get(key, 0) + 1
-                if self._strikes[key] >= STRIKES:
+                if self._strikes[key] >= self.strikes:
                     return Result(key, rejected=verdict.reason), _stored(job, key, line, verdict.reason)
             case Action.ABORT if self.abort is None:
                 self.abort = verdict
@@ -240,6 +255,18 @@ def _answered(key: bytes, reply: Reply | None) -> Result:
     if reply is None:
         return Result(key)
     return Result(key, tokens=reply.completion_tokens or 0, is_cut=reply.finish_reason == "length")
+
+
+def logprobs_of(job: Job) -> LogprobsAsked | None:
+    """What the lines of a job ask for; None: no logprobs."""
+    return None if job.logprobs is None else LogprobsAsked(job.logprobs, job.logprobs, job.token_ids)
+
+
+def asks_for(job: Job, wanted: LogprobsAsked | None) -> bool:
+    """Whether the lines of a job ask for these logprobs, or for more."""
+    if wanted is None:
+        return True
+    return job.logprobs is not None and job.logprobs >= wanted.sent and job.token_ids == wanted.ids
 
 
 def hold_of(job: Job, body_bytes: int) -> Hold:
@@ -322,7 +349,7 @@ def _lines(path: Path, secret: str | None) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for raw in file:
             line = blot(raw, secret)
-            parsed, _ = load_json(line)
+            parsed, _ = load_json(line, exact=True)
             if isinstance(parsed, dict):
                 yield parsed
             elif line.strip():

@@ -28,7 +28,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
+from pipeline.core.config_budget import usd
 from pipeline.core.errors import CorruptArtefact, Incomplete, boundary
+from pipeline.core.stage import Json
 from pipeline.core.store import make_folder, sync_folder
 
 FOLDER: Final = "batches"
@@ -38,6 +40,8 @@ SAFE_ID: Final = re.compile(r"[A-Za-z0-9_.:\-]{1,200}")
 """Ids that providers give; they become part of URLs."""
 KEY_CHARS: Final = 43
 """Characters of a request key in a custom id: base64 of 32 bytes."""
+NO_LOGPROBS: Final[dict[str, Json]] = {"logprobs": None, "token_ids": False}
+"""Of jobs that were recorded before logprobs could be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Job:
         file_id: of the uploaded requests, for providers that take files.
         job_id: the provider's name of the job.
         ended_as: in the provider's word; "lost": nobody can say what became of it.
+        logprobs, token_ids: how many logprobs its lines ask for, and whether with ids; None: none.
     """
 
     token: str
@@ -82,6 +87,8 @@ class Job:
     file_id: str | None = None
     job_id: str | None = None
     ended_as: str | None = None
+    logprobs: int | None = None
+    token_ids: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -121,6 +128,21 @@ def all_open_jobs(responses: Path) -> list[Job]:
         CorruptArtefact: a file is not what was written.
     """
     return [job for job in map(_read, sorted((responses / FOLDER).glob("*/*.json"))) if job is not None and job.is_open]
+
+
+def held_by_jobs(responses: Path, run: str | None) -> str:
+    """What the open jobs of a run hold of its budget at most, for a person; "": there are none.
+
+    Raises:
+        CorruptArtefact: as `all_open_jobs`.
+    """
+    jobs = [job for job in all_open_jobs(responses) if job.run == run]
+    if not jobs:
+        return ""
+    requests, tokens = sum(job.lines for job in jobs), sum(job.worst_tokens for job in jobs)
+    price = sum(job.worst_nano for job in jobs)
+    told = f"{requests:,} requests, {tokens:,} tokens" + (f", {usd(price)}" if price else "")
+    return f"open batch jobs hold up to {told}"
 
 
 class Tracker:
@@ -234,6 +256,7 @@ def _read(path: Path) -> Job | None:
     todo = "put a sound copy in its place, or move it away: its requests are then asked, and perhaps paid, again"
     try:
         found = json.loads(path.read_bytes())
+        found = NO_LOGPROBS | found
         job = Job(**{field.name: found[field.name] for field in fields(Job)})
         ids = [one for one in (job.file_id, job.job_id) if one is not None]
         if job.state not in STATES or job.token != path.stem or not all(SAFE_ID.fullmatch(one) for one in ids):

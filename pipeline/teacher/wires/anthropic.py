@@ -18,6 +18,7 @@ from pipeline.teacher.wire import (
     make_reply,
     token_sum,
     tool_call,
+    total,
 )
 
 VERSION: Final = "2023-06-01"
@@ -123,9 +124,10 @@ def _result(turn: Message) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": turn.tool_call_id, "content": turn.content}
 
 
+@total
 def read_body(body: bytes) -> Reply | Unusable:
     """What a response body of status 200 says; never raises, whatever the bytes."""
-    parsed, repaired = load_json(body)
+    parsed, repaired = load_json(body, exact=b'"tool_use"' in body)
     if not isinstance(parsed, dict):
         return Unusable("unknown")
     if isinstance(parsed.get("error"), dict):

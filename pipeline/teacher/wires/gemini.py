@@ -17,6 +17,7 @@ from pipeline.teacher.wire import (
     make_reply,
     token_sum,
     tool_call,
+    total,
 )
 
 FINISH_REASONS: Final = {"STOP": "stop", "MAX_TOKENS": "length"}
@@ -114,9 +115,10 @@ def _generation_config(ask: Ask) -> dict[str, Any]:
     return config
 
 
+@total
 def read_body(body: bytes) -> Reply | Unusable:
     """What a response body of status 200 says; never raises, whatever the bytes."""
-    parsed, repaired = load_json(body)
+    parsed, repaired = load_json(body, exact=b'"functionCall"' in body)
     if not isinstance(parsed, dict):
         return Unusable("unknown")
     if isinstance(parsed.get("error"), dict):

@@ -6,7 +6,18 @@ import orjson
 
 from pipeline.core.config_response import ChoiceResponse, JsonSchemaResponse, RegexResponse, ResponseForm
 from pipeline.core.record import message_dict
-from pipeline.teacher.wire import Ask, Reply, Unusable, Wire, dump_json, load_json, make_reply, read_calls, token_count
+from pipeline.teacher.wire import (
+    Ask,
+    Reply,
+    Unusable,
+    Wire,
+    dump_json,
+    load_json,
+    make_reply,
+    read_calls,
+    token_count,
+    total,
+)
 
 
 def request_body(ask: Ask) -> bytes:
@@ -69,9 +80,11 @@ def _constraint(form: ResponseForm) -> dict[str, Any]:
             return {"choice": [*choices]}
 
 
+@total
 def read_body(body: bytes) -> Reply | Unusable:
     """What a response body of status 200 says; never raises, whatever the bytes."""
-    parsed, repaired = load_json(_without_logprobs(body))
+    plain = _without_logprobs(body)
+    parsed, repaired = load_json(plain, exact=b'"tool_calls"' in plain)
     if not isinstance(parsed, dict):
         return Unusable("unknown")
     if isinstance(parsed.get("error"), dict | str):
