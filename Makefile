@@ -30,7 +30,7 @@ soak: $(STAMP) ## the rest: long storms, kill loops, property runs; gpu tests wh
 	@HYPOTHESIS_PROFILE=soak $(PY) -m pytest -m "gpu or soak" --timeout=7200 tests
 
 bench: $(STAMP) ## what the README claims about speed, beside the peers that bench-peers installed (an hour or so)
-	@for what in client memory plan vllm; do $(PY) benchmarks/generate.py $$what || exit; done
+	@for what in client memory plan vllm; do $(PY) -m benchmarks.generate $$what || exit; done
 
 bench-peers: ## the peers of bench, each in an environment of its own under benchmarks/.peers
 	@for peer in benchmarks/peers/*.txt; do sh tools/install_peer.sh "$(PYTHON)" "$$peer" || exit; done

@@ -1,6 +1,6 @@
 """What asking a teacher costs the client: this pipeline beside plain loops and the bulk clients of the field.
 
-`python benchmarks/generate.py client` runs every client whose environment exists (`make bench-peers` makes those of the
+`python -m benchmarks.generate client` runs every client whose environment exists (`make bench-peers` makes those of the
 peers) against one instant server, in turn, several rounds, and prints medians. `memory` asks 10k and 200k requests;
 `plan` plans 1 M prompts; `vllm` compares wall time on a real server with a bare loop. Each writes its table into
 benchmarks/results/.

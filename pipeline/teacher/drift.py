@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,12 +98,16 @@ class Drift:
     def _remember(self, model: str | None, fingerprints: Sequence[str]) -> None:
         self.model, self.fingerprints = model, [*fingerprints]
         known = json.dumps({"model": model, "fingerprints": self.fingerprints})
-        temporary = self.memory.with_name(f".{self.memory.name}.{os.getpid()}")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(known)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.memory)
+        temporary = self.memory.with_name(f".{self.memory.name}.{secrets.randbits(48)}")  # several may write at once
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(known)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.memory)
+        finally:
+            temporary.unlink(missing_ok=True)
         sync_folder(self.memory.parent)
 
 
