@@ -17,8 +17,8 @@ from pipeline.runner.plan import Planned
 from pipeline.runner.session import Session
 from pipeline.teacher.endpoint import Endpoint, api_endpoints, open_gate
 from pipeline.teacher.launch import VLLM_NAME
+from pipeline.teacher.prepare import prepare
 from pipeline.teacher.request import Asked, Request
-from pipeline.teacher.seeds import wants_seeds
 from pipeline.teacher.wires.openai_chat import OPENAI_CHAT
 
 if TYPE_CHECKING:  # stages load heavy libraries
@@ -152,7 +152,7 @@ def _asked_to_evaluate(step: str, config: EvaluateStep, rows: Path, session: Ses
 def _measure(asking: Asking) -> Callable[[Request], None]:
     """What notes a request's key and size."""
     endpoint, sampling = _endpoint_of(asking.config), asking.asked.sampling
-    endpoint.sends_seeds = wants_seeds(asking.asked, asking.config.kind)
+    prepare(endpoint, asking.asked, asking.config.kind)
     asking.frame = len(endpoint.body(asking.asked.request("", "", 0, (Message("user", ""),)), sampling))
     last: tuple[Message, ...] | None = None
     size = 0
