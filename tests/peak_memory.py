@@ -61,13 +61,15 @@ def _with(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 def shrink_shards() -> None:
     """Make whatever is held in memory at once a thirty-second of what it is."""
-    from pipeline.stages import dataset, generate, prompts
+    from pipeline.stages import dataset, prompts
+    from pipeline.stages.generate import requests, rows
     from pipeline.stages.prompts import order, settlement
     from pipeline.teacher import replay
 
     content.BLOCK_ROWS = SMALL_SHARD
     defaults(ShardWriter.__init__)["shard_rows"] = SMALL_SHARD
-    generate.SHARD_ROWS = settlement.SHARD_ROWS = SMALL_SHARD  # type: ignore[attr-defined]
+    requests.SHARD_ROWS = settlement.SHARD_ROWS = SMALL_SHARD  # type: ignore[attr-defined]
+    rows.READ_ROWS = 2 * SMALL_SHARD
     dataset.PARTITION_ROWS = 2 * SMALL_SHARD
     replay.ROWS_PER_COMMIT = SMALL_SHARD
     order.READ_ROWS = SMALL_SHARD // 8

@@ -178,7 +178,7 @@ class TestOneRunOfEachApi:
             assert {(record.prompt_tokens, record.completion_tokens) for record in kept} == {(14, 6)}
             assert rejects(tmp_path) == {"refused": "refusal" if api.kind == "anthropic" else "content_filter"}
             manifest = json.loads((tmp_path / "data/runs/small/generate/manifest.json").read_text("utf-8"))
-            facts = {name: manifest["metrics"]["teacher"][name] for name in ("kind", "model", "origin")}
+            facts = {name: manifest["metrics"]["teachers"]["api"][name] for name in ("kind", "model", "origin")}
             assert facts == {"kind": api.kind, "model": "m", "origin": f"API of {api.kind}"}
             before = len(server.seen)
             assert run_cli("generate", "run.yaml", "--force", cwd=tmp_path).returncode == 0, "and without a key"

@@ -123,7 +123,7 @@ class TestAMadeUpFile:
         assert set(read_column(data, "teacher")) == {"humans"}
 
     def test_who_wrote_the_solutions_is_recorded(self, run: Run) -> None:
-        teacher = run.manifest("generate")["parts"]["config"]["teacher"]
+        teacher = run.manifest("generate")["metrics"]["teachers"]["humans"]
         assert teacher["origin"] == "human-written solutions of GSM8K"
 
     def test_two_steps_are_trained_and_the_long_row_is_counted(self, run: Run) -> None:
