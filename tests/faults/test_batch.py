@@ -140,7 +140,7 @@ class TestJobs:
         buyer = Buyer(tmp_path, server, kind)
         assert texts(buyer.ask()) == WANTED
         assert server.billed == ONCE and server.online == []
-        assert [len(job.lines) for job in server.by_number] == [8, 8, 4]
+        assert sorted(len(job.lines) for job in server.by_number) == [4, 8, 8], "made at the same time"
         assert buyer.ctx.progress.done == len(PROMPTS)  # type: ignore[attr-defined]
         assert buyer.open_jobs() == 0 and buyer.leftovers() == []
         assert texts(buyer.ask(online=True)) == WANTED
@@ -440,10 +440,10 @@ class TestCalls:
     def test_the_key_is_in_no_file(
         self, tmp_path: Path, server: BatchServer, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Also where the server quotes it in an answer."""
+        """Also where the server quotes it in an answer; one job ends, whichever was made first."""
         monkeypatch.setenv("OUR_KEY", "sk-CANARY-batch")
         server.line = lambda prompt: (
-            (400, {"type": "invalid_request_error", "message": "sk-CANARY-batch"}) if prompt == "prompt 1" else None
+            (400, {"type": "invalid_request_error", "message": "sk-CANARY-batch"}) if prompt[-1] in "13579" else None
         )
         server.fate = lambda number: Fate(polls=None if number else 1)
         buyer = Buyer(tmp_path, server, kind, api_key="${env:OUR_KEY}")
