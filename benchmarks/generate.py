@@ -55,9 +55,11 @@ class Client:
         return Path(sys.executable) if self.environment is None else PEERS / self.environment / "bin" / "python"
 
 
+BARE = Client("aiohttp", "aiohttp_loop")
 CLIENTS = (
     Client("this pipeline, whole stage", "ours"),
-    Client("aiohttp", "aiohttp_loop"),
+    Client("the same again, all answers stored", "ours_again"),
+    BARE,
     Client("httpx", "httpx_loop", "sdk", 0.2),
     Client("openai SDK", "openai_sdk", "sdk", 0.2),
     Client("curator", "curator_client", "curator", 0.2),
@@ -217,7 +219,7 @@ def compare_on_vllm(count: int, rounds: int) -> list[Figure]:
     """Our whole stage and a bare aiohttp loop against one real server, in turn and in changing order; then the engine
     in process, once a round."""
     model = ROOT / "data" / "models" / "tiny-teacher"
-    pair = [CLIENTS[0], CLIENTS[1]]
+    pair = [CLIENTS[0], BARE]
     figures = []
     with vllm_server(model) as url:
         for number in range(rounds):
@@ -235,7 +237,7 @@ def vllm_table(figures: Sequence[Figure]) -> str:
     walls: dict[str, list[float]] = {}
     for figure in figures:
         walls.setdefault(figure.client, []).append(figure.requests / figure.rate)
-    bare = statistics.median(walls[CLIENTS[1].name])
+    bare = statistics.median(walls[BARE.name])
     lines = ["| way | wall s, median (min–max) | ratio to the bare loop |", "|---|---|---|"]
     for name, times in walls.items():
         median = statistics.median(times)
