@@ -57,6 +57,27 @@ class Incomplete(PipelineError):
     exit_code = ExitCode.INCOMPLETE
 
 
+class PolicyRefused(PipelineError):
+    """Terms forbid what the policy means to do, or nobody knows them. The message takes up to one screen.
+
+    Args:
+        message: the whole message, where there is more to say than three lines.
+    """
+
+    exit_code = ExitCode.POLICY
+
+    def __init__(self, what: str, *, where: str, todo: str, message: str = "") -> None:
+        super().__init__(what, where=where, todo=todo)
+        self.message = message
+
+    def __reduce__(self) -> tuple[Callable[[], "PipelineError"], tuple[()]]:
+        """As for every error, with its message."""
+        return partial(type(self), self.what, where=self.where, todo=self.todo, message=self.message), ()
+
+    def __str__(self) -> str:
+        return self.message or super().__str__()
+
+
 class CorruptArtefact(PipelineError):
     """Bytes on disk are not the bytes that were committed."""
 

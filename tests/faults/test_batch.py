@@ -1,6 +1,5 @@
 """Batch jobs: what was answered is kept and never billed twice, whatever becomes of the job, of us or of the server."""
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

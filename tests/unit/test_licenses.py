@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.text.licenses import HUB_IDS, License, hub_license, parse_license
+from pipeline.terms.licenses import HUB_IDS, License, hub_license, parse_license
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.core.stage import Json
 from pipeline.stages.dataset.census import Census
-from pipeline.text.licenses import hub_license
+from pipeline.terms.licenses import hub_license
 from pipeline.text.markdown import escape_markdown
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.jinja")

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.core.errors import CorruptArtefact
 from pipeline.core.record import OPTIONAL_OF_MESSAGE
 from pipeline.core.stage import Json
-from pipeline.text.licenses import UNKNOWN
+from pipeline.terms.licenses import UNKNOWN
 
 OPTIONAL_COLUMNS = ("tools", "returned_model", "fingerprint")
 """Columns of the rows that the shards have only where some row has a value."""

@@ -16,7 +16,7 @@ from pipeline.core.stage import Json
 from pipeline.stages.generate.requests import AskedFor
 from pipeline.teacher.ask import Answer, Asker
 from pipeline.teacher.request import Asked
-from pipeline.text.licenses import parse_license
+from pipeline.terms.licenses import parse_license
 from pipeline.text.outbound import REDACTED
 from pipeline.text.structure import Structure
 

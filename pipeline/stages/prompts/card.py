@@ -10,7 +10,7 @@ from pipeline.core.config_base import ConfigModel
 from pipeline.core.errors import UsageError
 from pipeline.core.load import read_yaml, refusal
 from pipeline.core.mistakes import mistakes_in
-from pipeline.text.licenses import UNKNOWN, License, parse_license
+from pipeline.terms.licenses import UNKNOWN, License, parse_license
 from pipeline.text.normalise import replace_surrogates
 
 
