@@ -115,8 +115,8 @@ def run_client(client: Client, url: str, model: str, count: int, concurrency: in
             timeout=TIMEOUT_S,
             check=False,
         )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode != 0 or not lines or not lines[-1].startswith("{"):
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]  # engines write to stdout as well
+    if done.returncode != 0 or not lines:
         raise RuntimeError(f"{client.name} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     figures = json.loads(lines[-1])
     if figures["answered"] != asked:

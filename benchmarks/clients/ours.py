@@ -26,6 +26,11 @@ def write_project(folder: Path, job: Job) -> Path:
     source = {"kind": "jsonl", "path": str(folder / "prompts.jsonl")}
     config = {
         "name": "bench",
+        "policy": {
+            "intended_use": "research",
+            "release": {"dataset": "none", "model": "none"},
+            "allow_unknown": True,
+        },
         "teachers": {"api": api},
         "prompts": {"sets": {"bench": {"source": source}}, "validation": 0, "test": 0},
         "generate": {"teacher": "api", "sampling": {"max_tokens": job.max_tokens}},
