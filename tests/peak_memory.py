@@ -17,7 +17,7 @@ from pipeline.core import config as c
 from pipeline.core import content, record
 from pipeline.core.config_base import ConfigModel
 from pipeline.core.record import PROMPT_SCHEMA, RECORD_SCHEMA, ShardWriter
-from tests.support import a_prompt, a_record, make_context
+from tests.support import a_prompt, a_record, dataset_step, make_context
 
 SMALL_SHARD = 256
 
@@ -90,7 +90,7 @@ def config_of(stage: str, folder: Path, shard_rows: int) -> ConfigModel:
         ),
         "filter": lambda: c.FilterStep.model_validate({"filter": {}}),
         "dedup": lambda: c.DedupStep.model_validate({"dedup": {}}),
-        "dataset": lambda: c.DatasetStep.model_validate({"dataset": {"title": "t", "shard_rows": shard_rows}}),
+        "dataset": lambda: dataset_step(shard_rows=shard_rows),
     }[stage]()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.core.config import DatasetStep
 from pipeline.core.fanout import map_in_process
 from pipeline.core.record import Message, Prompt, Record
 from pipeline.core.stage import Context
@@ -111,10 +112,19 @@ def a_record(**changes: Any) -> Record:
 # ------------------------------------------------------------------------------------ a small run without a model
 
 
+POLICY: dict[str, Any] = {
+    "intended_use": "research",
+    "release": {"dataset": "none", "model": "none"},
+    "allow_unknown": True,
+}
+"""Lets through all that tests which are not about terms make up."""
+
+
 def minimal_config(**sections: Any) -> dict[str, Any]:
     """The config of a run that imports completions which exist already; `sections` replace whole top-level keys."""
     return {
         "name": "small",
+        "policy": POLICY,
         "teachers": {"humans": {"kind": "replay", "path": "rows.jsonl", "origin": "people who wrote these tests"}},
         "student": {"model": "./student"},
         "prompts": {"sets": {"facts": {"source": {"kind": "jsonl", "path": "rows.jsonl"}}}, "validation": 0, "test": 0},
@@ -123,6 +133,11 @@ def minimal_config(**sections: Any) -> dict[str, Any]:
         "train": {"accelerate": "accelerate.yaml"},
         **sections,
     }
+
+
+def dataset_step(**dataset: Any) -> DatasetStep:
+    """The config of stage `dataset` for rows whose sources nobody declared."""
+    return DatasetStep.model_validate({"dataset": {"title": "t", **dataset}, "policy": POLICY, "declared": []})
 
 
 def write_project(folder: Path, *, rows: int = 12, **sections: Any) -> Path:
@@ -140,6 +155,14 @@ def write_project(folder: Path, *, rows: int = 12, **sections: Any) -> Path:
     config = folder / "run.yaml"
     config.write_text(yaml.safe_dump(minimal_config(**sections), sort_keys=False), "utf-8")
     return config
+
+
+def pretend_trainable(folder: Path) -> None:
+    """Make a project of `write_project` pass what is checked by names before `train` looks at its data set. Nothing can
+    be trained with these files."""
+    for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        (folder / "student" / name).write_text("{}", "utf-8")
+    (folder / "accelerate.yaml").write_text("distributed_type: 'NO'\n", "utf-8")
 
 
 def run_cli(

@@ -7,9 +7,13 @@ import click
 
 from pipeline.cli.call import Call
 from pipeline.cli.inspect import gc_command, status_command, verify_command, why_command
+from pipeline.cli.licenses import licenses_command
+from pipeline.cli.lineage import drop_source_command, trace_command
+from pipeline.cli.publish import export_command, push_command
 from pipeline.cli.responses import responses_command
 from pipeline.cli.run import plan_command, run_command, stage_commands
 from pipeline.cli.setup import doctor_command, init_command, schema_command
+from pipeline.cli.terms import check_command, override_command
 from pipeline.cli.usage import Commands, output_error, usage_error
 from pipeline.core.errors import ExitCode, PipelineError
 from pipeline.core.log import open_standard_streams, scrub, tell
@@ -59,9 +63,16 @@ for _command in (
     *stage_commands(),
     status_command,
     why_command,
+    trace_command,
+    drop_source_command,
     verify_command,
     gc_command,
     responses_command,
+    export_command,
+    push_command,
+    licenses_command,
     schema_command,
 ):
     commands.add_command(_command)
+for _command in (check_command, override_command):
+    licenses_command.add_command(_command)

@@ -13,6 +13,7 @@ from pipeline.runner.locked import lock_to
 from pipeline.runner.plan import plan, until
 from pipeline.runner.run import committed_before, follow_training, leads_launch, run_all, run_one
 from pipeline.runner.steps import step_names
+from pipeline.runner.terms import judge_plan, refuse_plan
 
 LOCKED = click.option("--locked", is_flag=True, help="Keep to the lock file: exit 5 if config, files or rows differ.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would run and why, and run nothing.")
@@ -48,14 +49,17 @@ def run_command(call: Call, target: Target, last: str | None, force: bool, locke
 def plan_command(call: Call, target: Target) -> None:
     """Say what `run` would do and why, what it would ask of teachers, and what that may cost; do nothing.
 
-    Requests are counted once the prompts are made: `prompts` costs nothing and asks nobody.
+    Requests are counted once the prompts are made: `prompts` costs nothing and asks nobody. Exit 4 where terms forbid
+    what `policy` means to do with the rows.
     """
     from pipeline.runner.estimate import estimate  # it knows rows, and so loads Arrow
 
     session = target.open(call)
     warn_of_refusal(session)
     planned = plan(session)
-    say_plan(session, planned, estimate(session, planned), as_json=target.as_json)
+    judged = judge_plan(session)
+    say_plan(session, planned, estimate(session, planned), judged.verdict, as_json=target.as_json)
+    refuse_plan(session, judged)
 
 
 def stage_commands() -> Sequence[click.Command]:

@@ -9,6 +9,7 @@ from pipeline.core.config_budget import usd
 from pipeline.core.log import safe_text
 from pipeline.runner.plan import Planned
 from pipeline.runner.session import Session
+from pipeline.terms.verdict import Verdict
 
 if TYPE_CHECKING:  # these know rows, and so load Arrow
     from pipeline.runner.estimate import Estimate, Estimates
@@ -17,18 +18,24 @@ if TYPE_CHECKING:  # these know rows, and so load Arrow
 
 
 def say_plan(
-    session: Session, planned: Sequence[Planned], estimates: "Estimates | None" = None, *, as_json: bool
+    session: Session,
+    planned: Sequence[Planned],
+    estimates: "Estimates | None" = None,
+    verdict: Verdict | None = None,
+    *,
+    as_json: bool,
 ) -> None:
     """What would happen to each step and, where it was estimated, what that comes to."""
     if as_json:
         rows = [{"step": p.step.name, "state": p.state, "key": p.key, "reasons": list(p.reasons)} for p in planned]
         told = {} if estimates is None else _estimates_json(estimates)
-        say_json({"run": session.loaded.run_name, "steps": rows, **told})
+        terms = {} if verdict is None else {"terms": verdict.to_json()}
+        say_json({"run": session.loaded.run_name, "steps": rows, **told, **terms})
         return
     for each in planned:
         reasons = "; ".join(each.reasons)
         say(safe_text(f"{each.step.name:10} {each.state:8} {reasons}".rstrip()))
-    for line in [] if estimates is None else _lines(estimates):
+    for line in [*([] if estimates is None else _lines(estimates)), *([] if verdict is None else _terms(verdict))]:
         say(safe_text(line))
 
 
@@ -41,6 +48,13 @@ def _lines(estimates: "Estimates") -> list[str]:
         lines.append(f"requests of {each.step}: {each.why}: {each.todo}")
     lines += [_fund_line(fund) for fund in estimates.funds]
     return [*lines, *(f"warning: {alarm.text}" for alarm in estimates.alarms)]
+
+
+def _terms(verdict: Verdict) -> list[str]:
+    """The verdict, and what whoever passes the results on will owe."""
+    owed = dict.fromkeys(due.atom if due.value is None else f"{due.atom} {due.value}" for due in verdict.obligations)
+    asks = f": {', '.join(owed)}" if owed and verdict.passes else ""
+    return [f"terms: {verdict.outcome.replace('_', ' ')}{asks}", *(f"warning: {each}" for each in verdict.warnings)]
 
 
 def _estimate_lines(each: "Estimate") -> list[str]:

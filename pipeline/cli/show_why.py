@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from pipeline.cli.lines import evaluation_line, fact, judgement_line, model_line, term_text
 from pipeline.cli.show import say, say_json
 from pipeline.core.log import safe_text
 from pipeline.core.record import Message
-from pipeline.runner.why import Passage, PromptStory, RequestStory, RowStory, Story
+from pipeline.runner.story import Passage, PromptStory, RequestStory, RowStory, Story, TrainedOn
+from pipeline.teacher.history import Sent
 
 LINES, CHARS = 4, 200
 """Of a text so many lines of so many characters are shown; --json holds all of it."""
@@ -38,9 +40,9 @@ def _prompt(told: PromptStory) -> Iterator[str]:
     yield from _texts(prompt.prompt)
     if prompt.answer is not None:
         yield from _text("reference", prompt.answer)
-    yield _fact("split", f"{prompt.split}, group {prompt.group_id[:40]}" + _with("task", prompt.task))
-    yield _fact("source", f"{told.source}, revision {told.revision}")
-    yield _fact("licence", f"{', '.join(prompt.license_set)} (of the set: {told.license})")
+    yield fact("split", f"{prompt.split}, group {prompt.group_id[:40]}" + _with("task", prompt.task))
+    yield fact("source", f"{told.source}, revision {told.revision}")
+    yield fact("licence", f"{', '.join(prompt.license_set)} (of the set: {told.license})")
     yield from _also_in(prompt.also_in)
     yield from map(_passage, told.passages)
     for answer in told.answers:
@@ -56,28 +58,55 @@ def _row(told: RowStory, story: Story) -> Iterator[str]:
     yield from _texts(row.completion)
     facts = story.teachers.get(row.teacher, {})
     who = f"{row.teacher} ({facts.get('origin', 'unknown')})"
-    yield _fact("teacher", who + _with("licence", facts.get("license")))
+    yield fact("teacher", who + _with("model", facts.get("model")) + _with("licence", facts.get("license")))
+    if facts.get("identity") is not None:
+        yield fact("", f"identity {facts['identity']}")
+    if row.returned_model is not None:
+        yield fact("", f"answered as {row.returned_model}{_with('fingerprint', row.fingerprint)}")
     tokens = f"{_count(row.prompt_tokens)} + {_count(row.completion_tokens)} tokens"
     flags = f", flags: {', '.join(row.flags)}" if row.flags else ""
-    yield _fact("answer", f"finish reason {row.finish_reason}, {tokens}{flags}")
+    yield fact("answer", f"finish reason {row.finish_reason}, {tokens}{flags}")
     if row.verified is not None:
-        yield _fact("verified", "right" if row.verified else "wrong")
-    yield _fact("licence", ", ".join(row.license_set))
+        yield fact("verified", "right" if row.verified else "wrong")
+    yield fact("licence", ", ".join(row.license_set))
+    yield from (fact("", term_text(term)) for term in told.terms)
+    if story.judgement is not None:
+        yield fact("verdict", judgement_line(story.judgement))
     yield from _also_in(row.also_in)
     if told.request is not None:
         yield from _request(told.request)
     yield from map(_passage, told.passages)
     if told.duplicates:
-        yield _fact("", f"rows that left as duplicates of it: {_some(told.duplicates)}")
+        yield fact("", f"rows that left as duplicates of it: {_some(told.duplicates)}")
+    if told.cluster:
+        yield fact("", f"{told.cluster[0]} stayed for it, and for {len(told.cluster) - 1:,} in all that left")
+    for each in told.models:
+        yield from _trained_on(each)
+
+
+def _trained_on(told: TrainedOn) -> Iterator[str]:
+    left_out = "" if told.left_out is None else f"; not on this row: {told.left_out}"
+    yield fact("model", model_line(told.model) + left_out)
+    for evaluation in told.model.evaluations:
+        yield fact("", evaluation_line(evaluation))
 
 
 def _request(request: RequestStory) -> Iterator[str]:
-    yield _fact("request", request.key)
+    yield fact("request", request.key)
     for sent in request.attempts[-LISTED:]:
-        yield _fact("", f"sent {sent.time}, at most {sent.cap} tokens: {sent.outcome or 'the end is not known'}")
+        yield fact("", f"sent {sent.time}, at most {sent.cap} tokens: {_ended(sent)}")
     for stored in request.answers[-LISTED:]:
         served = f"{stored.model} {stored.engine}".rstrip()
-        yield _fact("", f"stored {stored.time}, HTTP {stored.status}, {served}{_with('rejected', stored.rejected)}")
+        yield fact("", f"stored {stored.time}, HTTP {stored.status}, {served}{_with('rejected', stored.rejected)}")
+
+
+def _ended(sent: Sent) -> str:
+    told = sent.outcome or "the end is not known"
+    if sent.status is not None:
+        told += f", HTTP {sent.status}"
+    if sent.input_tokens is not None or sent.output_tokens is not None:
+        told += f", {_count(sent.input_tokens)} + {_count(sent.output_tokens)} tokens"
+    return told if sent.cost is None else f"{told}, ${sent.cost / 1e9:.6f}"
 
 
 def _passage(passage: Passage) -> str:
@@ -88,7 +117,7 @@ def _passage(passage: Passage) -> str:
 
 def _also_in(sets: Sequence[str]) -> Iterator[str]:
     if sets:
-        yield _fact("also in", ", ".join(sets))
+        yield fact("also in", ", ".join(sets))
 
 
 def _texts(messages: Sequence[Message]) -> Iterator[str]:
@@ -103,14 +132,10 @@ def _text(name: str, text: str) -> Iterator[str]:
     lines = text.splitlines() or [""]
     shown = [line[:CHARS] for line in lines[:LINES]]
     for number, line in enumerate(shown):
-        yield _fact(name if number == 0 else "", line)
+        yield fact(name if number == 0 else "", line)
     left = len(text) - sum(map(len, shown)) - len(shown) + 1
     if left > 0 and (len(lines) > LINES or any(len(line) > CHARS for line in lines[:LINES])):
-        yield _fact("", f"… {left:,} more characters")
-
-
-def _fact(name: str, value: str) -> str:
-    return f"  {name:10} {value}"
+        yield fact("", f"… {left:,} more characters")
 
 
 def _with(name: str, value: object, before: str = ", ") -> str:

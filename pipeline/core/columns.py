@@ -1,6 +1,7 @@
 """Arrow columns as lists of Python values, a column at a time: several times as fast as row by row."""
 
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Collection, Iterable
 from itertools import accumulate, pairwise, repeat
 from typing import Any
 
@@ -28,7 +29,8 @@ def field_values(structs: pa.StructArray, name: str) -> Iterable[Any]:
 def _tuples(lists: pa.ListArray, read_structs: Callable[[pa.StructArray], list[Any]]) -> list[Any]:
     inner = lists.flatten()
     items = read_structs(inner) if pa.types.is_struct(inner.type) else inner.to_pylist()
-    lengths: list[int] = lists.value_lengths().fill_null(0).to_pylist()
+    counts = lists.value_lengths()
+    lengths: list[int] = (counts.fill_null(0) if lists.null_count > 0 else counts).to_pylist()
     values = _cut(items, lengths)
     if lists.null_count > 0:
         nulls = lists.is_null().to_pylist()
@@ -44,3 +46,21 @@ def _cut(items: list[Any], lengths: list[int]) -> list[Any]:
     if different == {1}:
         return [*zip(items, strict=True)]
     return [tuple(items[start:end]) for start, end in pairwise(accumulate(lengths, initial=0))]
+
+
+def text_array(values: Collection[str]) -> pa.StringArray:
+    """Texts to compare a column with. `pa.array` and `pa.scalar` would load pandas where it is installed, to see if a
+    value is one of its own; that takes longer than looking through many shards."""
+    raw = [value.encode("utf-8", "surrogatepass") for value in values]
+    ends = array("i", accumulate(map(len, raw), initial=0))
+    return pa.Array.from_buffers(pa.string(), len(raw), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(raw))])
+
+
+def one_text(value: str) -> pa.StringScalar:
+    """A text to compare a column with, as above."""
+    return text_array([value])[0]
+
+
+def one_binary(value: bytes) -> pa.FixedSizeBinaryScalar:
+    """Bytes to compare a column of values of just this size with, as above."""
+    return pa.Array.from_buffers(pa.binary(len(value)), 1, [None, pa.py_buffer(value)])[0]

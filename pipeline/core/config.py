@@ -4,10 +4,10 @@ from operator import not_
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from pipeline.core.config_api import if_given
 from pipeline.core.config_base import (
+    BYTES_OR_NAME,
     OPERATIONAL,
     ConfigModel,
     CountedBy,
@@ -20,104 +20,11 @@ from pipeline.core.config_base import (
 from pipeline.core.config_budget import Budget, Spending, undeclared
 from pipeline.core.config_fanout import FanoutConfig, InProcess
 from pipeline.core.config_outbound import OutboundConfig, outbound_that_counts
+from pipeline.core.config_policy import PolicyConfig, Role
+from pipeline.core.config_prompts import PromptsConfig
 from pipeline.core.config_refusals import generate_refusals
 from pipeline.core.config_route import unknown_sets
 from pipeline.core.config_teacher import GenerateConfig, Retry, Teacher
-
-# ---------------------------------------------------------------------------------------------------- prompts
-
-
-class Columns(ConfigModel):
-    """Which column of the source holds what; a name that is None is not read."""
-
-    id: str | None = "id"
-    """Unique id of the prompt inside its set. None: the sha256 of the rendered prompt is the id."""
-    prompt: str = "prompt"
-    """Text of the user's message, or a list of {role, content} messages. Not read when `template` is given."""
-    answer: str | None = None
-    """Reference answer, for verification and evaluation; never shown to a teacher or student. Numbers and booleans are
-    read as the texts that JSON writes for them (true, false)."""
-    group_id: str | None = None
-    """Prompts with one group id share a split. None: the normalised prompt is the group."""
-    task: str | None = None
-    """Kind of task, for the evaluation's breakdown."""
-    tools: Annotated[str | None, CountedBy(if_given)] = None
-    """Functions that the prompt offers to the teacher: a list of definitions in OpenAI's form, or JSON text of one."""
-
-
-class FileSource(ConfigModel):
-    """Prompts from a local file."""
-
-    kind: Literal["jsonl", "csv", "parquet"]
-    """File format."""
-    path: FilePath
-    """The file."""
-
-
-class HubSource(ConfigModel):
-    """Prompts from a data set on the Hugging Face hub, read with `datasets.load_dataset`."""
-
-    kind: Literal["hub"]
-    """A hub data set."""
-    dataset: str
-    """Id of the data set."""
-    revision: str
-    """Commit or tag; a branch can move, so prefer a commit."""
-    config: str | None = None
-    """Configuration name of the data set."""
-    split: str = "train"
-    """Split of the data set to read; all rows of it are assigned to our own splits."""
-
-    @field_validator("dataset")
-    @classmethod
-    def _is_no_local_folder(cls, value: str) -> str:
-        if value.startswith((".", "/", "~")):  # its bytes would not count, so a change of them would go unseen
-            raise ValueError("a local data set is read with kind jsonl, csv or parquet")
-        return value
-
-
-class PromptSet(ConfigModel):
-    """One source of prompts with the facts about it."""
-
-    source: Annotated[FileSource | HubSource, Field(discriminator="kind")]
-    """Where the rows come from."""
-    card: Annotated[Path | None, OPERATIONAL] = None
-    """YAML file with source, revision and license of the rows. Without it the licence is "unknown"."""
-    columns: Columns = Columns()
-    """Column names."""
-    template: Annotated[Path | None, OPERATIONAL] = None
-    """Jinja file that renders the user's message from the row's columns; an undefined column is an error."""
-    system: str | None = None
-    """System message put before every prompt of this set."""
-
-
-class NearTest(ConfigModel):
-    """When a training prompt counts as near a test prompt and leaves with the reason `near_test`."""
-
-    ngram: Annotated[int, Field(ge=1)] = 5
-    """Word n-gram size. Prompts shorter than this are compared as a whole."""
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Jaccard similarity of the n-gram sets from which on a prompt is near."""
-
-
-class PromptsConfig(ConfigModel):
-    """Stage `prompts`: read, render, check, split."""
-
-    sets: Annotated[dict[Name, PromptSet], Field(min_length=1)]
-    """Prompt sets by name."""
-    validation: Share = 0.02
-    """Share of the groups in the validation split."""
-    test: Share = 0.05
-    """Share of the groups in the test split; their prompts never reach a teacher's training answers."""
-    near_test: NearTest = NearTest()
-    """Distance that training and validation prompts keep from test prompts."""
-
-    @model_validator(mode="after")
-    def _shares_leave_training_rows(self) -> "PromptsConfig":
-        if self.validation + self.test >= 1:
-            raise ValueError("validation + test leave no share for training")
-        return self
-
 
 # ------------------------------------------------------------------------------------- filter, dedup, dataset
 
@@ -164,6 +71,11 @@ class DatasetConfig(ConfigModel):
     """Rows per parquet file."""
     seed: int = 0
     """Order of the rows: they are sorted by the sha256 of seed and row id."""
+    exclude_teachers: Annotated[tuple[Name, ...], CountedBy(list)] = ()
+    """Teachers whose rows do not ship; they leave as `excluded:teacher:<name>`."""
+    exclude_prompt_sets: Annotated[tuple[Name, ...], CountedBy(list)] = ()
+    """Prompt sets whose rows do not ship; they leave as `excluded:prompt_set:<name>`, and so do rows of other sets that
+    a duplicate out of one was merged into."""
 
 
 # ------------------------------------------------------------------------------------ train, evaluate, report
@@ -304,7 +216,12 @@ class StudentModel(LocalModel):
     """The base model that becomes the student."""
 
     license: Annotated[str, OPERATIONAL] = "unknown"
-    """SPDX expression of the model's licence, or the name of its terms; recorded with the training."""
+    """SPDX expression of the model's licence, the hub's id of it, or the name of its terms; recorded with the
+    training."""
+    base_models: Annotated[dict[str, str] | None, OPERATIONAL] = None
+    """As a teacher's."""
+    family: Annotated[Name | None, OPERATIONAL] = None
+    """Of models: some terms let outputs train models of their own family only. None: the one of its licence."""
 
 
 class RunConfig(ConfigModel):
@@ -312,6 +229,8 @@ class RunConfig(ConfigModel):
 
     name: Name
     """Name of the run: its folder under `data/runs/`."""
+    policy: PolicyConfig
+    """What the data set and the student are meant for."""
     teachers: Annotated[dict[Name, Teacher], Field(min_length=1)]
     """Teachers by name."""
     student: StudentModel
@@ -336,6 +255,17 @@ class RunConfig(ConfigModel):
                 raise ValueError(f"generate: teacher {name!r} is not one of teachers: {[*self.teachers]}")
         for name in undeclared(self.budget, self.teachers):
             raise ValueError(f"budget.teachers {name!r} is not one of teachers: {[*self.teachers]}")
+        return self
+
+    @model_validator(mode="after")
+    def _excluded_is_declared(self) -> "RunConfig":
+        for field, given, known in (
+            ("exclude_teachers", self.dataset.exclude_teachers, self.teachers),
+            ("exclude_prompt_sets", self.dataset.exclude_prompt_sets, self.prompts.sets),
+        ):
+            strange = next((name for name in given if name not in known), None)
+            if strange is not None:
+                raise ValueError(f"dataset.{field}: {strange!r} is not one of {[*known]}")
         return self
 
     @model_validator(mode="after")
@@ -371,13 +301,28 @@ class DedupStep(ConfigModel):
     dedup: DedupConfig
 
 
+class DeclaredSource(ConfigModel):
+    """A teacher or the student's base as the config declares it; terms/declared.py makes a `Source` of it."""
+
+    role: Role
+    name: str
+    what: Annotated[str, BYTES_OR_NAME]
+    licenses: tuple[str, ...]
+    family: str | None = None
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 class DatasetStep(ConfigModel):
     dataset: DatasetConfig
+    policy: PolicyConfig
+    declared: tuple[DeclaredSource, ...]
 
 
 class TrainStep(ConfigModel):
     train: TrainConfig
     student: StudentModel
+    policy: Annotated[PolicyConfig, OPERATIONAL]
+    """What the training rows' terms are judged by, each time before a row is read."""
 
 
 class EvaluateStep(ConfigModel):

@@ -92,6 +92,10 @@ def local_folder(model: str) -> Path | None:
     return Path(model).expanduser() if model.startswith((".", "/", "~")) else None
 
 
+def _if_any(models: dict[str, str] | None) -> Json:
+    return None if models is None else {**models}
+
+
 class LocalModel(ConfigModel):
     """A model whose weights we read: a local folder, or a hub id with its revision."""
 
@@ -100,7 +104,11 @@ class LocalModel(ConfigModel):
     revision: str | None = None
     """Commit or tag on the hub. Required for a hub id (a branch can move, so prefer a commit), refused for a folder."""
     license: str = "unknown"
-    """SPDX expression of the model's licence, or the name of its terms; recorded with every row it writes."""
+    """SPDX expression of the model's licence, the hub's id of it, or the name of its terms; recorded with every row it
+    writes."""
+    base_models: Annotated[dict[str, str] | None, CountedBy(_if_any)] = None
+    """Models that it was made from, by name -> their licence, which holds as well. None: those that its folder's card
+    names, under licences that nobody knows."""
 
     @property
     def folder(self) -> Path | None:

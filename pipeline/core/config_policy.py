@@ -3,15 +3,23 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
-from pipeline.core.config_base import ConfigModel, FilePath
+from pipeline.core.config_base import OPERATIONAL, ConfigModel
 
 IntendedUse = Literal["commercial", "research"]
 ReleaseScope = Literal["none", "internal", "public"]
-Competes = Literal["yes", "no", "undetermined"]
+Competes = Annotated[Literal["yes", "no", "undetermined"], BeforeValidator(lambda value: _yes_no(value))]
+Country = Annotated[
+    str, BeforeValidator(lambda value: "NO" if value is False else value), StringConstraints(pattern=r"^[A-Z]{2}$")
+]
 Role = Literal["teacher", "prompt", "system_prompt", "student_base", "judge", "reward_model", "embedder", "translator"]
 Confidence = Literal["verified", "mirrored", "inferred", "unverified", "user_asserted"]
+
+
+def _yes_no(value: object) -> object:
+    """YAML 1.1 reads an unquoted `no` as false (and Norway with it)."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 class Release(ConfigModel):
@@ -51,7 +59,7 @@ class PolicyConfig(ConfigModel):
     allow_unknown: bool = False
     """True lets rows through whose terms nobody knows, with a warning that stays in every card. It never lets through
     what known terms forbid."""
-    territory: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")], ...] = ()
+    territory: tuple[Country, ...] = ()
     """Countries (ISO 3166-1, two letters, or EU) in which the results are made or used; some terms exclude some."""
     org: Organisation = Organisation()
     """For terms with a limit of size."""
@@ -67,11 +75,11 @@ class PolicyConfig(ConfigModel):
     unverified."""
     max_record_age_days: Annotated[int, Field(ge=1)] = 180
     """API terms that were read longer ago are warned of."""
-    registry: FilePath | None = None
+    registry: Annotated[Path | None, OPERATIONAL] = None
     """Folder with term records of your own, beside those that come along."""
-    texts: FilePath | None = None
+    texts: Annotated[Path | None, OPERATIONAL] = None
     """Folder with full texts, `<id>.txt`, for licences whose text no installed package has."""
-    overrides: FilePath | None = None
+    overrides: Annotated[Path | None, OPERATIONAL] = None
     """File that `licenses override` appends to: permissions and interpretations that people signed for."""
 
     def competes(self, provider: str) -> Competes:
@@ -81,10 +89,17 @@ class PolicyConfig(ConfigModel):
 
 
 def files_of_policy(policy: PolicyConfig) -> dict[str, Path]:
-    """Files and folders whose bytes decide a verdict, where they are there."""
+    """Files whose bytes decide a verdict, where they are there; of a folder each by its name."""
     named = {
         "policy.registry": policy.registry,
         "policy.texts": policy.texts,
         "policy.overrides": policy.overrides,
     }
-    return {name: path for name, path in named.items() if path is not None and path.exists()}
+    found: dict[str, Path] = {}
+    for name, path in named.items():
+        if path is not None and path.is_dir():
+            inside = (file for file in sorted(path.rglob("*")) if file.is_file())
+            found |= {f"{name}.{file.relative_to(path).as_posix()}": file for file in inside}
+        elif path is not None and path.exists():
+            found[name] = path
+    return found

@@ -164,8 +164,9 @@ def _facts(parts: Mapping[str, Json]) -> dict[tuple[ChangeKind, str], str]:
     for part, value in parts.items():
         kind = _PARTS.get(part, "code")
         for name, leaf in _flatten(value).items() if isinstance(value, dict) else [("", value)]:
-            text = leaf if kind in ("file", "input") and isinstance(leaf, str) else json.dumps(leaf, ensure_ascii=False)
-            facts[kind, name or part] = text
+            plain = kind in ("file", "input") and isinstance(leaf, str)
+            # Sorted, since one side was read from a file whose keys are.
+            facts[kind, name or part] = str(leaf) if plain else json.dumps(leaf, ensure_ascii=False, sort_keys=True)
     return facts
 
 

@@ -47,6 +47,7 @@ BOUNDS: Final = {
 PATTERNS: Final = {
     "env:": "a reference such as ${env:API_KEY}; a key itself does not belong in a file",
     "https?://": "a URL that begins with https:// and has no ? or # in it",
+    ".:/+": "a name of letters, digits and the signs .:/+_- without spaces (at most 150)",
     "A-Za-z0-9": "a name of letters, digits, `.`, `_` and `-` that begins with a letter or digit (at most 100)",
 }
 """Part of a pattern -> what to give instead."""
@@ -147,7 +148,10 @@ def _advice(kind: str, context: Mapping[str, Any], message: str) -> str:
 
 def _value_at(data: Any, path: KeyPath) -> Any:
     for part in path:
-        data = data.get(part) if isinstance(data, Mapping) else None
+        if isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+        else:
+            data = data.get(part) if isinstance(data, Mapping) else None
     return data
 
 
@@ -182,7 +186,7 @@ def _children(annotation: Any, part: int | str) -> list[Any]:
     if _is_model(annotation):
         field = annotation.model_fields.get(str(part))
         return [] if field is None else _open(field.annotation)
-    arguments = get_args(annotation)
+    arguments = [each for each in get_args(annotation) if each is not Ellipsis]  # of tuple[X, ...]
     return _open(arguments[-1]) if arguments else []
 
 

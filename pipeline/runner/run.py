@@ -38,6 +38,7 @@ from pipeline.runner.checks import check_before_start, check_test_rows
 from pipeline.runner.keys import checked_input_files, step_parts
 from pipeline.runner.session import Session
 from pipeline.runner.steps import Step, ancestors, plan_steps, stage_module
+from pipeline.runner.terms import check_terms
 from pipeline.teacher import watchdog
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def run_all(session: Session, until: str | None = None, *, force: bool = False) 
         session = replace(session, invoked=(*session.invoked, "--force"))
     for step in steps:
         checked_input_files(session, step)
+    check_terms(session, steps)
     check_before_start(session, steps, force=force)
     outcomes: dict[str, Outcome] = {}
     with invocation(session) as events:
@@ -98,6 +100,7 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
     refuse_if_held(run_lock(session.folder))
     session = replace(session, invoked=(name, "--force") if force else (name,))
     steps = {step.name: step for step in plan_steps()}
+    check_terms(session, [steps[name]])
     check_before_start(session, [steps[name]], force=force)
     with invocation(session) as events:
         found = committed_before(session, name)
@@ -183,8 +186,11 @@ def _dismiss_followers(session: Session, outcome: Outcome) -> None:
     dismiss(session.workdir_of(outcome.step, outcome.artefact.manifest.key))
 
 
-def committed_before(session: Session, name: str) -> dict[str, Artefact]:
+def committed_before(session: Session, name: str, *, asked_by: str | None = None) -> dict[str, Artefact]:
     """The artefacts of all steps that `name` builds on, in the order in which data flows.
+
+    Args:
+        asked_by: what messages call whoever needs them; None: the step itself.
 
     Raises:
         UsageError: one has none for this config.
@@ -197,7 +203,8 @@ def committed_before(session: Session, name: str) -> dict[str, Artefact]:
         artefact = session.store.find(steps[needed].kind, key)
         if artefact is None:
             todo = f"run it first: {session.command(needed)}"
-            raise UsageError(f"{name} needs the rows of {needed}", where=session.loaded.run_name, todo=todo)
+            what = f"{name if asked_by is None else asked_by} needs the rows of {needed}"
+            raise UsageError(what, where=session.loaded.run_name, todo=todo)
         found[needed] = artefact
     return found
 

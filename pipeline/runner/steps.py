@@ -13,6 +13,7 @@ from pipeline.core.config_refusals import takes_temperature
 from pipeline.core.config_teacher import ReplayTeacher, Teacher
 from pipeline.core.stage import StageModule
 from pipeline.teacher.prices import token_price_of
+from pipeline.terms.declared import declared_student, declared_teacher, with_family, with_terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def _teacher(run: c.RunConfig) -> Teacher:
 def _generate_step(run: c.RunConfig) -> c.GenerateStep:
     """With the guard only where a prompt leaves this machine, and the checks only where rows are counted by them, so
     that they count in no other key."""
-    teachers = {name: run.teachers[name] for name in run.generate.teachers}
+    teachers = {name: with_terms(run.teachers[name], run.policy) for name in run.generate.teachers}
     leaves = any(guard_towards(run.generate.outbound, teacher.kind) is not None for teacher in teachers.values())
     return c.GenerateStep(
         generate=run.generate if leaves else run.generate.model_copy(update={"outbound": None}),
@@ -50,6 +51,21 @@ def _generate_step(run: c.RunConfig) -> c.GenerateStep:
         checks=None if run.generate.accept is None else run.filter,
         spending=_spending(run).model_copy(update={"teacher": None}),
     )
+
+
+def _dataset_step(run: c.RunConfig) -> c.DatasetStep:
+    return c.DatasetStep(dataset=run.dataset, policy=run.policy, declared=declared_sources(run))
+
+
+def _train_step(run: c.RunConfig) -> c.TrainStep:
+    return c.TrainStep(train=run.train, student=with_family(run.student, run.policy), policy=run.policy)
+
+
+def declared_sources(run: c.RunConfig) -> tuple[c.DeclaredSource, ...]:
+    """The teachers that answer and the student's base, as the config declares them."""
+    teachers = {name: with_terms(run.teachers[name], run.policy) for name in run.generate.teachers}
+    declared = [declared_teacher(name, teacher) for name, teacher in teachers.items()]
+    return (*declared, declared_student(with_family(run.student, run.policy)))
 
 
 def _spending(run: c.RunConfig) -> Spending:
@@ -66,8 +82,8 @@ STAGES = (
     StageSpec("generate", ("prompts",), _generate_step, samples=True),
     StageSpec("filter", ("generate",), lambda run: c.FilterStep(filter=run.filter)),
     StageSpec("dedup", ("filter",), lambda run: c.DedupStep(dedup=run.dedup)),
-    StageSpec("dataset", ("dedup", "prompts"), lambda run: c.DatasetStep(dataset=run.dataset)),
-    StageSpec("train", ("dataset",), lambda run: c.TrainStep(train=run.train, student=run.student), samples=True),
+    StageSpec("dataset", ("dedup", "prompts", "generate", "filter"), _dataset_step),
+    StageSpec("train", ("dataset",), _train_step, samples=True),
     StageSpec(
         "evaluate",
         ("train", "prompts"),

@@ -5,7 +5,7 @@ run is going on: what is moved away meanwhile was whole, or is somebody else's t
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,8 @@ from pipeline.core.log import show_progress
 from pipeline.core.runs import read_lock
 from pipeline.core.stage import Progress
 from pipeline.core.store import MANIFEST, REBUILD, Artefact, Store
+from pipeline.runner.catalogue import Catalogue
+from pipeline.runner.chain import Break, breaks_of, override_breaks
 from pipeline.runner.contents import recompute
 from pipeline.runner.links import Link, copied_results, result_links, run_folders
 from pipeline.runner.locked import RELOCK
@@ -35,13 +37,14 @@ class Damage:
     """Something that is not what it was when it was committed.
 
     Attributes:
-        kind: what it was found in; "stray": something in the store that is no part of it.
+        kind: what it was found in; "stray": something in the store that is no part of it; "chain": what it was made of
+            is not there, or what it says of its sources, or the file of overrides, is not what was hashed.
         where: the file, folder or link.
         what: what is wrong.
         todo: what to do about it.
     """
 
-    kind: Literal["artefact", "stray", "link", "lock", "answers"]
+    kind: Literal["artefact", "stray", "link", "lock", "answers", "chain"]
     where: Path
     what: str
     todo: str
@@ -108,6 +111,7 @@ def _verify_data(data: Path) -> Verification:
         damage = [found for check in checks for found in check.run()]
         damage += [Damage("stray", path, what, STRAY) for path, what in strays.items()]
         damage += [found for link in links for found in _link_damage(link)]
+        damage += _chain_damage(breaks_of(Catalogue.of(data)))
         for path in answers:
             checked = audit.check(path)
             damage += [] if checked.damage is None else [Damage("answers", path, checked.damage, checked.todo)]
@@ -143,6 +147,8 @@ def _verify_run(session: Session) -> Verification:
         damage = [found for check in checks for found in check.run()]
     damage += [found for link in links for found in _link_damage(link)]
     damage += _lock_damage(session)
+    damage += _chain_damage(breaks_of(Catalogue.of(session.data), [session.loaded.run_name]))
+    damage += _chain_damage(override_breaks(session.loaded.config.policy.overrides))
     return _verification(session.data, session.loaded.run_name, checks, links, len(lock), 0, damage)
 
 
@@ -290,6 +296,10 @@ def _is_of_this_version(manifest: Manifest) -> bool:
 def _link_damage(link: Link) -> Iterator[Damage]:
     if link.dangles:
         yield Damage("link", link.path, f"links a result that is not there: {'/'.join(link.place)}", RELINK)
+
+
+def _chain_damage(breaks: Iterable[Break]) -> list[Damage]:
+    return [Damage("chain", each.where, each.what, each.todo) for each in breaks]
 
 
 def _lock_damage(session: Session) -> Iterator[Damage]:

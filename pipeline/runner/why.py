@@ -1,136 +1,55 @@
 """One row's whole story: the prompt it answers, who answered, what each step did with it, and where it lies."""
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
 
 from pipeline.core.errors import CorruptArtefact, UsageError, boundary
 from pipeline.core.lineage import row_id
-from pipeline.core.record import Prompt, Record, prompts_of, records_of
+from pipeline.core.record import Record, prompts_of, records_of
 from pipeline.core.store import REBUILD, Artefact
+from pipeline.runner.catalogue import Catalogue, part
 from pipeline.runner.links import linked_artefact
+from pipeline.runner.models import models_on
+from pipeline.runner.provenance import Provenance, Term
 from pipeline.runner.rows import (
-    Mask,
     Match,
-    Place,
+    Sought,
     begins_with,
     find_rows,
     has_id,
+    has_id_of_prompt,
     is_duplicate_of,
     is_prompt,
+    share_before,
 )
 from pipeline.runner.session import Session
-from pipeline.teacher.history import Received, Sent, answers_of, attempts_of
+from pipeline.runner.story import (
+    ModelAnswer,
+    Passage,
+    PromptStory,
+    RequestStory,
+    RowStory,
+    Story,
+    TrainedOn,
+)
+from pipeline.teacher.history import answers_of, attempts_of
 from pipeline.teacher.request import Asked
 
 ROW_ID = re.compile(r"[0-9a-f]{6,32}")
+ID_DIGITS = 32
 LISTED = 10
 """Candidates of an ambiguous id that are listed at most."""
 MOST_DUPLICATES = 100
+VALIDATION = "validation"
+"""Why a row of the validation split was not trained on."""
 PATH = ("prompts", "generate", "filter", "dedup", "dataset", "train", "evaluate")
 """The steps that rows pass, in order; `evaluate` asks the prompts of the test split."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """What a step did with a row.
-
-    Attributes:
-        step: its name.
-        outcome: "kept"; "rejected" (it left here, see `reason`); "not concerned" (a row of another split); "missing"
-            (the run has no result of the step); "outdated" (the result it has was made of other rows); "lost" (the
-            result holds no trace of the row, which `verify` may explain).
-        reason: why it was rejected.
-        place: where the row lies in the step's result; None where it only passed through.
-    """
-
-    step: str
-    outcome: Literal["kept", "rejected", "not concerned", "missing", "outdated", "lost"]
-    reason: str | None = None
-    place: Place | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestStory:
-    """What was asked of the teacher for a row.
-
-    Attributes:
-        key: request key, 64 hex digits.
-        attempts: when it was sent and how that ended; none for completions that existed already.
-        answers: what is stored under the key.
-    """
-
-    key: str
-    attempts: tuple[Sent, ...]
-    answers: tuple[Received, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RowStory:
-    """One answer of the teacher.
-
-    Attributes:
-        row: the row as the last step that held it in full wrote it.
-        passages: what each step did, from `generate` to where the row left or the run ends.
-        duplicates: ids of the rows that left as duplicates of this one, a hundred at most.
-        request: None where it cannot be told: the settings that made the row are not the config's any more.
-    """
-
-    row: Record
-    passages: tuple[Passage, ...]
-    duplicates: tuple[str, ...]
-    request: RequestStory | None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelAnswer:
-    """What a model answered to a test prompt: "teacher", "base" or "student"."""
-
-    model: str
-    answer: str
-    correct: bool
-    finish_reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PromptStory:
-    """The prompt behind the rows.
-
-    Attributes:
-        prompt: the prompt.
-        passages: what `prompts` did with it, and for the test split `evaluate`.
-        source, revision, license, description: what the card of its prompt set says; "unknown" where it says nothing.
-        answers: of the models, for a test prompt that was evaluated.
-    """
-
-    prompt: Prompt
-    passages: tuple[Passage, ...]
-    source: str
-    revision: str
-    license: str
-    description: str
-    answers: tuple[ModelAnswer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """What `why` tells.
-
-    Attributes:
-        run: the run's name.
-        prompt: None if the run has no result of `prompts` any more.
-        teachers: facts about who answers, by name, as `generate` recorded them; empty before it ran.
-        rows: one row, or all answers to a prompt.
-        next_command: makes the steps that are missing or outdated; None: there are none.
-    """
-
-    run: str
-    prompt: PromptStory | None
-    teachers: Mapping[str, Mapping[str, Any]]
-    rows: tuple[RowStory, ...]
-    next_command: str | None
 
 
 def tell(session: Session, wanted: str) -> Story:
@@ -149,13 +68,13 @@ def tell(session: Session, wanted: str) -> Story:
         if ROW_ID.fullmatch(wanted):
             found = [results.one_row(wanted)]
             prompt_set, prompt_id = found[0].table["prompt_set"][0].as_py(), found[0].table["prompt_id"][0].as_py()
-            prompt = results.find_prompt(prompt_set, prompt_id)
+            prompt = results.find_prompt(prompt_set, prompt_id, share_before(found[0].place))
         else:
             prompt_set, prompt_id = _split(wanted)
             prompt = results.find_prompt(prompt_set, prompt_id)
             if prompt is None:
                 raise results.no_prompt(prompt_set, prompt_id)
-            found = [*results.search("generate", is_prompt(prompt_set, prompt_id), ("prompt_set", "prompt_id"))]
+            found = [*results.search("generate", is_prompt(prompt_set, prompt_id))]
         rows = tuple(_row_story(results, match) for match in found)
         told = [*(() if prompt is None else prompt.passages), *(passage for row in rows for passage in row.passages)]
         open_end = any(passage.outcome in ("missing", "outdated") for passage in told)
@@ -164,6 +83,7 @@ def tell(session: Session, wanted: str) -> Story:
             prompt=prompt,
             teachers=results.teachers,
             rows=rows,
+            judgement=None if results.provenance is None else results.provenance.judgement,
             next_command=session.command("run") if open_end else None,
         )
 
@@ -184,11 +104,15 @@ class Results:
         session: the session.
         made: step -> its result, of the steps whose result was made of what the results before it hold.
         outdated: steps whose result was made of something else.
+        catalogue: all results of the data folder.
+        provenance: what the data set's manifest says of its terms; None: nothing, or there is none.
     """
 
     session: Session
     made: Mapping[str, Artefact]
     outdated: frozenset[str]
+    catalogue: Catalogue
+    provenance: Provenance | None
 
     @classmethod
     def of(cls, session: Session) -> "Results":
@@ -203,7 +127,8 @@ class Results:
                 made[step] = artefact
             else:
                 outdated.add(step)
-        return cls(session, made, frozenset(outdated))
+        provenance = Provenance.of(made["dataset"].manifest) if "dataset" in made else None
+        return cls(session, made, frozenset(outdated), Catalogue.of(session.data), provenance)
 
     @property
     def teachers(self) -> Mapping[str, Mapping[str, Any]]:
@@ -211,13 +136,11 @@ class Results:
         facts = self.made["generate"].manifest.metrics.get("teachers") if "generate" in self.made else None
         return cast(dict[str, dict[str, Any]], facts) if isinstance(facts, dict) else {}
 
-    def search(self, step: str, mask: Mask, columns: Sequence[str] = ("row_id",)) -> list[Match]:
-        """Rows of a step, kept or rejected; none where it has not run."""
-        if step not in self.made:
-            return []
-        folder = self.made[step].path
-        names = ("data",) if step == "dataset" else ("rows", "rejects")
-        return [match for name in names for match in find_rows(folder / name, columns, mask)]
+    def search(self, step: str, sought: Sought, near: float | None = None) -> Iterator[Match]:
+        """Rows of a step, kept ones first, then rejected; none where it has not run. `near`: as in `find_rows`."""
+        if step in self.made:
+            for name in ("data" if step == "dataset" else "rows", "rejects"):
+                yield from find_rows(self.made[step].path / name, sought, near)
 
     def unmade(self, step: str) -> Passage | None:
         """What to say of a step without a usable result; None if it has one."""
@@ -235,7 +158,10 @@ class Results:
             todo = f"run it first: {self.session.command('run', '--until', 'generate')}"
             which = "for the prompts that are here" if "generate" in self.outdated else "here"
             raise UsageError(f"generate has no result {which}, so there are no row ids", where=self._where, todo=todo)
-        found = self.search("generate", begins_with(prefix))
+        if len(prefix) == ID_DIGITS:
+            found = [*islice(self.search("generate", has_id(prefix)), 1)]
+        else:
+            found = [*self.search("generate", begins_with(prefix))]
         if not found:
             todo = "row ids are in the column row_id of every shard; or give PROMPT_SET/PROMPT_ID"
             raise UsageError(f"no row id begins with {prefix}", where=self._where, todo=todo)
@@ -246,13 +172,13 @@ class Results:
             raise UsageError(what, where=self._where, todo="give more digits")
         return found[0]
 
-    def find_prompt(self, prompt_set: str, prompt_id: str) -> PromptStory | None:
-        """The story of a prompt; None if `prompts` has no result here, or no such prompt."""
-        matches = self.search("prompts", is_prompt(prompt_set, prompt_id), ("prompt_set", "prompt_id"))
-        if not matches:
+    def find_prompt(self, prompt_set: str, prompt_id: str, near: float | None = None) -> PromptStory | None:
+        """The story of a prompt; None if `prompts` has no result here, or no such prompt. `near`: as in `find_rows`."""
+        match = next(self.search("prompts", is_prompt(prompt_set, prompt_id), near), None)
+        if match is None:
             return None
-        prompt = prompts_of(matches[0].table.select([n for n in matches[0].table.column_names if n != "reason"]))[0]
-        passages = [_passage("prompts", matches[0])]
+        prompt = prompts_of(match.table.select([name for name in match.table.column_names if name != "reason"]))[0]
+        passages = [_passage("prompts", match)]
         answers: tuple[ModelAnswer, ...] = ()
         if passages[0].outcome == "kept" and prompt.split == "test":
             evaluated, answers = _evaluated(self, prompt_set, prompt_id)
@@ -302,12 +228,11 @@ def _evaluated(results: Results, prompt_set: str, prompt_id: str) -> tuple[Passa
     unmade = results.unmade("evaluate")
     if unmade is not None:
         return unmade, ()
-    folder, mask = results.made["evaluate"].path, is_prompt(prompt_set, prompt_id)
-    columns = ("prompt_set", "prompt_id")
-    rejected = next(find_rows(folder / "rejects", columns, mask), None)
+    folder, sought = results.made["evaluate"].path, is_prompt(prompt_set, prompt_id)
+    rejected = next(find_rows(folder / "rejects", sought), None)
     if rejected is not None:
         return _passage("evaluate", rejected), ()
-    found = [*find_rows(folder / "answers", columns, mask)]
+    found = [*find_rows(folder / "answers", sought)]
     names = ("model", "answer", "correct", "finish_reason")
     answers = tuple(ModelAnswer(**match.table.select(names).to_pylist()[0]) for match in found)
     return (_passage("evaluate", found[0]) if found else Passage("evaluate", "lost")), answers
@@ -322,34 +247,69 @@ def _row_story(results: Results, generated: Match) -> RowStory:
     for step in ("filter", "dedup", "dataset", "train"):
         if passages[-1].outcome != "kept":
             break
-        matches = [] if step == "train" else results.search(step, has_id([row.row_id]))
-        if step in ("filter", "dedup") and matches:
-            (row,) = records_of(matches[0].table)
-        passages.append(_step_passage(results, step, row, matches))
-    return RowStory(row, tuple(passages), _duplicates(results, row.row_id), _request(results, row))
+        match = None if step == "train" else next(results.search(step, *_sought(results, step, row, generated)), None)
+        if step in ("filter", "dedup") and match is not None:
+            (row,) = records_of(match.table)
+        passages.append(_step_passage(results, step, row, match))
+    reason, colon, kept = (passages[-1].reason or "").partition(":")
+    left_for = kept if colon and reason == "duplicate_of" else None
+    duplicates = _duplicates(results, row.row_id if left_for is None else left_for)
+    return RowStory(
+        row=row,
+        passages=tuple(passages),
+        duplicates=duplicates if left_for is None else (),
+        cluster=() if left_for is None else (left_for, *duplicates),
+        terms=_terms(results, row),
+        models=_models(results, row) if ("dataset", "kept") in {(each.step, each.outcome) for each in passages} else (),
+        request=_request(results, row),
+    )
 
 
-def _step_passage(results: Results, step: str, row: Record, matches: Sequence[Match]) -> Passage:
+def _sought(results: Results, step: str, row: Record, generated: Match) -> tuple[Sought, float | None]:
+    """The row in a step's shards, and about where: the data set alone has an order of its own, which it decides by a
+    digest of seed and row id (stages/dataset)."""
+    if step == "dataset":
+        seed = part(results.made[step].manifest.parts, "config", "dataset", "seed") if step in results.made else None
+        digest = hashlib.sha256(f"{seed}\0{row.row_id}".encode()).digest()
+        return has_id(row.row_id), int.from_bytes(digest[:8], "big") / 2**64
+    return has_id_of_prompt(row.row_id, row.prompt_set, row.prompt_id), share_before(generated.place)
+
+
+def _step_passage(results: Results, step: str, row: Record, match: Match | None) -> Passage:
     unmade = results.unmade(step)
     if unmade is not None:
         return unmade
     if step == "train":
-        return _trained(results.made[step], row)
-    return _passage(step, matches[0]) if matches else Passage(step, "lost")
+        return _trained(results.made[step].path, row)
+    return Passage(step, "lost") if match is None else _passage(step, match)
 
 
-def _trained(train: Artefact, row: Record) -> Passage:
+def _trained(train: Path, row: Record) -> Passage:
     if row.split != "train":
         return Passage("train", "not concerned")
-    rejected = next(find_rows(train.path / "rejects", ("row_id",), has_id([row.row_id])), None)
+    rejected = next(find_rows(train / "rejects", has_id(row.row_id)), None)
     return Passage("train", "kept") if rejected is None else _passage("train", rejected)
 
 
 def _duplicates(results: Results, name: str) -> tuple[str, ...]:
     if "dedup" not in results.made:
         return ()
-    found = find_rows(results.made["dedup"].path / "rejects", ("reason",), is_duplicate_of(name))
-    return tuple(match.table["row_id"][0].as_py() for match, _ in zip(found, range(MOST_DUPLICATES), strict=False))
+    found = find_rows(results.made["dedup"].path / "rejects", is_duplicate_of(name))
+    return tuple(match.table["row_id"][0].as_py() for match in islice(found, MOST_DUPLICATES))
+
+
+def _terms(results: Results, row: Record) -> tuple[Term, ...]:
+    known = results.provenance
+    return tuple(Term(name) if known is None else known.term(name) for name in row.license_set)
+
+
+def _models(results: Results, row: Record) -> tuple[TrainedOn, ...]:
+    """The models of all runs that were trained on the data set that holds the row."""
+    found = models_on(results.catalogue, results.made["dataset"].manifest.content)
+    passed = [(model, _trained(model.path.parent, row)) for model in found]
+    return tuple(
+        TrainedOn(model, VALIDATION if each.outcome == "not concerned" else each.reason) for model, each in passed
+    )
 
 
 def _request(results: Results, row: Record) -> RequestStory | None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.core.columns import one_binary
 from pipeline.teacher.audit import has_tables, reading
 from pipeline.teacher.segment import attempt_columns, segment_paths
 
@@ -86,7 +87,7 @@ def _rows(folder: Path, table: str, columns: tuple[str, ...], key: bytes) -> Ite
             if has_tables(db):
                 selected = ", ".join(columns) if table == "answers" else attempt_columns(db, columns)
                 yield from db.execute(f"SELECT {selected} FROM {table} WHERE key = ?", (key,))
-    is_it = pc.field("key") == pa.scalar(key, pa.binary(32))
+    is_it = pc.field("key") == one_binary(key)
     for path in sorted((folder / table).glob("*.parquet")):
         with suppress(OSError, pa.ArrowException):
             there = {*pq.read_schema(path).names}  # older files of attempts lack some

@@ -9,6 +9,8 @@ from license_expression import get_spdx_licensing
 
 UNKNOWN: Final = "unknown"
 LONGEST_NAME: Final = 200
+SPDX_CHARS: Final = re.compile(r"[A-Za-z0-9.+:() -]+")
+"""Characters of licence expressions (SPDX 2.3, annex D)."""
 
 # fmt: off
 HUB_IDS: Final = frozenset(
@@ -24,6 +26,20 @@ HUB_IDS: Final = frozenset(
 )
 # fmt: on
 """SPDX ids, in lower case, that the Hugging Face hub knows under the same name."""
+OTHER_HUB_IDS: Final = {
+    "licenseref-llama-3-community": "llama3",
+    "licenseref-scancode-bigscience-open-rail-m": "bigscience-openrail-m",
+    "licenseref-scancode-gemma-tou-2024-04-01": "gemma",
+    "licenseref-scancode-gemma-tou-2025-03-24": "gemma",
+    "licenseref-scancode-llama-2-license-2023": "llama2",
+    "licenseref-scancode-llama-3.1-license-2024": "llama3.1",
+    "licenseref-scancode-llama-3.2-license-2024": "llama3.2",
+    "licenseref-scancode-llama-3.3-license-2024": "llama3.3",
+    "licenseref-scancode-llama-4-cla-2025": "llama4",
+    "odc-by-1.0": "odc-by",
+    "pddl-1.0": "pddl",
+}
+"""Ids of term records, in lower case, that the hub knows under another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,8 @@ def parse_license(text: str) -> License:
     name = " ".join(text.split())
     if name == "" or len(name) > LONGEST_NAME or not name.isprintable():
         raise ValueError("a licence is an SPDX expression or a short printable name")
+    if SPDX_CHARS.fullmatch(name) is None:  # license-expression fails on some of these names
+        return License(name, spdx=False)
     checked = _spdx().validate(name)
     if checked.errors or checked.normalized_expression is None:
         return License(UNKNOWN if name.casefold() == UNKNOWN else name, spdx=False)
@@ -61,8 +79,8 @@ def hub_license(names: set[str]) -> dict[str, str]:
     One licence that the hub knows is named by its id. Anything else is `other`, with a `license_name` in the form the
     hub accepts (lower case letters, digits, `.` and `-`).
     """
-    ids = {name.lower() for name in names}
-    if len(ids) == 1 and ids <= HUB_IDS:
+    ids = {OTHER_HUB_IDS.get(name.lower(), name.lower()) for name in names}
+    if len(ids) == 1 and ids <= HUB_IDS.union(OTHER_HUB_IDS.values()):
         return {"license": ids.pop()}
     joined = "-and-".join(sorted(ids)) or UNKNOWN
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", joined).strip("-") or UNKNOWN}

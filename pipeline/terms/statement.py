@@ -81,7 +81,7 @@ class Statement:
 
     @property
     def sha256(self) -> str:
-        """What an override is bound to: 64 hex digits over the sources, without counts of rows."""
+        """64 hex digits over the sources, without counts of rows."""
         return digest_json([source.to_json() for source in sorted(self.sources, key=_place)])
 
     def to_json(self) -> dict[str, Json]:

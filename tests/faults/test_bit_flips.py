@@ -15,11 +15,15 @@ import pytest
 
 from pipeline.core.errors import CorruptArtefact
 from pipeline.core.lineage import Manifest
+from pipeline.core.load import load_config
 from pipeline.core.stage import Result
 from pipeline.core.store import MANIFEST, Store
+from pipeline.runner.run import committed_before
+from pipeline.runner.session import open_session
 from tests.faults.scripted_server import ScriptedServer, echo
 from tests.faults.shim.preload import Host, hosting
 from tests.faults.shim.project import RUN, Made, write_api_project
+from tests.support import pretend_trainable
 
 SEED = int(os.environ.get("FLIP_SEED", "20260"))
 FLIPS = 300
@@ -105,6 +109,43 @@ def test_300_random_bit_flips_are_noticed_before_use(complete: Site) -> None:
     assert hit.total() == FLIPS
     kinds = {path.suffix for path in complete.files()}
     assert kinds == {".parquet", ".json", ".md", ".safetensors"}
+
+
+# -------------------------------------------------------------------------------------------------- before training
+
+
+class TestBeforeTraining:
+    """What `train` does first, in every process of a launch: it finds the artefacts before it, and their hashes."""
+
+    def test_300_random_bit_flips_over_the_shards_of_a_data_set_are_noticed_before_a_row_is_read(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(site.project)
+        session = open_session(load_config(Path("run.yaml")), Path("data"), quiet=True)
+        shards = sorted((Path("data/runs/small/dataset").resolve() / "data").glob("*.parquet"))
+        assert {path.name.partition("-")[0] for path in shards} == {"train", "validation"}
+        chance = random.Random(SEED)
+        for number in range(FLIPS):
+            path = chance.choice(shards)
+            whole = path.read_bytes()
+            bit = flip(path, chance)
+            with pytest.raises(CorruptArtefact) as caught:
+                committed_before(session, "train")
+                pytest.fail(f"seed {SEED}, flip {number}: bit {bit} of {path.name} was not noticed")
+            assert Path(caught.value.where).resolve() == path
+            assert caught.value.exit_code == 5
+            path.write_bytes(whole)
+        assert "dataset" in committed_before(session, "train"), "as before"
+
+    @pytest.mark.parametrize("split", ["train", "validation"])
+    def test_the_command_ends_with_5_and_names_the_shard(self, site: Site, split: str) -> None:
+        (shard,) = (site.project / "data" / "runs" / "small" / "dataset" / "data").glob(f"{split}-*.parquet")
+        flip(shard, random.Random(SEED))
+        pretend_trainable(site.project)
+        done = site.host.run(site.project, "train", "run.yaml")
+        assert done.code == 5, done.stderr
+        assert shard.name in done.stderr.splitlines()[-2]
+        assert "train: running" not in done.stderr
 
 
 # ------------------------------------------------------------------------------------------ through the commands

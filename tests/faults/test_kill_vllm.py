@@ -18,7 +18,7 @@ from tests.faults.shim.project import attempts
 from tests.support import wait_for, write_project
 from tests.tiny_models import make_tiny_model
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.vllm, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 RUN = ("run", "run.yaml", "--until", "generate")
 ROWS = 60

@@ -7,11 +7,11 @@ from types import ModuleType
 
 import pytest
 
-from pipeline.core.config import DatasetStep, DedupStep, FilterStep, PromptsStep
+from pipeline.core.config import DedupStep, FilterStep, PromptsStep
 from pipeline.core.config_base import ConfigModel
 from pipeline.core.record import RECORD_SCHEMA, Message, ShardWriter, to_table
 from pipeline.stages import dataset, dedup, filter, prompts
-from tests.support import a_record, make_context
+from tests.support import a_record, dataset_step, make_context
 
 # stage -> (VERSION, content digest of the fixture below)
 PINNED = {
@@ -78,7 +78,7 @@ def upstream_of(folder: Path) -> Mapping[str, Path]:
         ("prompts", prompts, None),
         ("filter", filter, FilterStep.model_validate({"filter": {"verifier": "numeric"}})),
         ("dedup", dedup, DedupStep.model_validate({"dedup": {}})),
-        ("dataset", dataset, DatasetStep.model_validate({"dataset": {"title": "t", "seed": 3}})),
+        ("dataset", dataset, dataset_step(seed=3)),
     ],
 )
 def test_content_is_pinned(tmp_path: Path, name: str, stage: ModuleType, cfg: ConfigModel | None) -> None:

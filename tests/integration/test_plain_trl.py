@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.config import DatasetConfig, DatasetStep
 from pipeline.core.record import RECORD_SCHEMA, Message, ShardWriter, to_table
 from pipeline.stages import dataset
-from tests.support import a_record, make_context
+from tests.support import a_record, dataset_step, make_context
 from tests.tiny_models import make_tiny_model
 
 SCRIPT = """
@@ -54,7 +53,7 @@ def test_shards_train_without_our_package(tmp_path: Path, reasoning: str | None)
         writer.write(to_table(RECORD_SCHEMA, rows))
     (tmp_path / "up" / "sources.json").write_text("{}", "utf-8")
     (tmp_path / "out").mkdir()
-    cfg = DatasetStep(dataset=DatasetConfig(title="t", shard_rows=3))
+    cfg = dataset_step(shard_rows=3)
     dataset.run(cfg, {"dedup": tmp_path / "up", "prompts": tmp_path / "up"}, tmp_path / "out", make_context(tmp_path))
     model = make_tiny_model(tmp_path / "model", 0)
 

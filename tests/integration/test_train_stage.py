@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.config import StudentModel, TrainStep
+from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.errors import ExitCode
 from pipeline.core.lineage import DigestCache, path_digest
 from pipeline.core.record import Message
@@ -22,6 +23,7 @@ from pipeline.core.stage import Result
 from pipeline.stages import train
 from pipeline.student.jobs import AnswerJob, Exam, Question
 from tests.support import (
+    POLICY,
     RecordedEvents,
     RecordedProgress,
     cli_env,
@@ -47,7 +49,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_stage(folder: Path, base: Path, dataset: Path, **changes: object) -> tuple[Result, RecordedProgress]:
-    cfg = TrainStep(train=small_config(**changes), student=StudentModel(model=str(base)))
+    cfg = TrainStep(
+        train=small_config(**changes), student=StudentModel(model=str(base)), policy=PolicyConfig.model_validate(POLICY)
+    )
     (folder / "out").mkdir(parents=True)
     ctx = make_context(folder)
     result = train.run(cfg, {"dataset": dataset}, folder / "out", ctx)

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pipeline.core.config import DedupStep, FilterStep, GenerateStep, TrainStep
 from pipeline.core.config_base import OPERATIONAL, identity
 from pipeline.core.lineage import step_key
+from tests.support import POLICY
 
 shares = st.floats(0, 0.99, allow_nan=False)
 positive = st.integers(1, 10**6)
@@ -51,6 +52,7 @@ TRAIN = st.fixed_dictionaries(
             },
         ),
         "student": st.fixed_dictionaries({"model": st.sampled_from(["./a", "./b"])}),
+        "policy": st.just(POLICY),
     }
 )
 STEPS: st.SearchStrategy[tuple[type[BaseModel], dict[str, Any]]] = st.one_of(

@@ -22,6 +22,7 @@ from pipeline.runner.keys import step_parts
 from pipeline.runner.session import Session, open_session
 from pipeline.runner.steps import plan_steps, spec_of
 from tests.examples import examples
+from tests.support import POLICY
 
 # ------------------------------------------------------------------------------------- runs that have every field
 
@@ -32,6 +33,7 @@ COPY = "copy-of-"
 
 COMMON = {
     "name": "small",
+    "policy": {**POLICY, "competes_with": {"p": {"value": "no"}}, "choose": {"MIT OR Apache-2.0": "MIT"}},
     "student": {"model": "org/student", "revision": "r"},
     "generate": {"teacher": "t"},
     "dataset": {"title": "Small"},
@@ -193,6 +195,9 @@ OTHER_PARTS_COUNT = {
     *("VllmTeacher.args", "VllmTeacher.env", "StudentModel.model", "VllmTeacher.model"),
     *("ServerTeacher.command", "ServerTeacher.env", "ServerTeacher.model"),
     *("JsonSchemaResponse.json_schema", "JsonSchemaResponse.path"),
+    *("PolicyConfig.registry", "PolicyConfig.texts", "PolicyConfig.overrides", "PolicyConfig.choose"),
+    *("PolicyConfig.territory", "VllmTeacher.base_models", "ServerTeacher.base_models"),
+    *("DatasetConfig.exclude_teachers", "DatasetConfig.exclude_prompt_sets"),
 }
 """Fields of which a part counts: below, they have tests of their own."""
 
@@ -381,7 +386,35 @@ class TestLocalModels:
 
     def test_another_hub_id_moves_who_reads_it(self, project: Path, name: str, steps: set[str]) -> None:
         config = RunConfig.model_validate(RUNS["hub"])
-        assert moved(project, config, changed(config, self.path(name), "org/other")) == steps
+        other = changed(config, self.path(name), "org/other")
+        assert moved(project, config, other) == {*steps, "dataset"}, "whose manifest names it"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("territory", ["DE"]), ("choose", {"MIT OR Apache-2.0": "Apache-2.0"}), ("competes_with", {"p": "yes"})],
+)
+def test_the_policy_moves_the_data_set_and_no_answer_or_training(project: Path, name: str, value: Any) -> None:
+    config = RunConfig.model_validate(RUNS["hub"])
+    assert moved(project, config, changed(config, ("policy", name), value)) == {"dataset"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("exclude_teachers", ["t"]), ("exclude_prompt_sets", ["s"])])
+def test_what_is_excluded_moves_the_data_set(project: Path, name: str, value: list[str]) -> None:
+    config = RunConfig.model_validate(RUNS["hub"])
+    assert moved(project, config, changed(config, ("dataset", name), value)) == {"dataset"}
+    assert moved(project, config, changed(config, ("dataset", name), [])) == set()
+
+
+def test_models_that_a_teacher_was_made_from_count_with_their_licences(project: Path) -> None:
+    path = ("teachers", "t", "base_models")
+    runs = [
+        changed(RunConfig.model_validate(RUNS["hub"]), path, models)
+        for models in (None, {}, {"org/base": "MIT"}, {"org/base": "llama3.3"})
+    ]
+    steps = {"generate", "evaluate", "dataset"}
+    assert [moved(project, runs[0], other) for other in runs[1:]] == [set(), steps, steps]
+    assert moved(project, runs[2], runs[3]) == steps
 
 
 COMMANDS = [
@@ -422,7 +455,7 @@ def test_a_schema_counts_with_the_order_of_its_properties(project: Path) -> None
 def test_the_name_of_a_teacher_counts_where_rows_carry_it(project: Path) -> None:
     data = {**RUNS["api"], "teachers": {"u": RUNS["api"]["teachers"]["t"]}, "generate": {"teacher": "u"}}
     one, other = RunConfig.model_validate(RUNS["api"]), RunConfig.model_validate(data)
-    assert moved(project, one, other) == {"generate"}
+    assert moved(project, one, other) == {"generate", "dataset"}
 
 
 def test_the_name_of_a_prompt_set_counts(project: Path) -> None:

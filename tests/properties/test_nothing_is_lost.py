@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.config import DatasetStep, DedupStep, FilterStep, GenerateStep, StudentModel, TrainConfig
+from pipeline.core.config import DedupStep, FilterStep, GenerateStep, StudentModel, TrainConfig
 from pipeline.core.config_base import ConfigModel
 from pipeline.core.errors import UsageError
 from pipeline.core.record import (
@@ -31,7 +31,7 @@ from pipeline.stages import dataset, dedup, filter, generate
 from pipeline.student.jobs import TrainJob
 from pipeline.student.shards import encode_shards, train_file
 from tests.examples import examples
-from tests.support import a_prompt, a_record, make_context
+from tests.support import a_prompt, a_record, dataset_step, make_context
 from tests.tiny_models import make_tiny_model
 
 HUGE = "a long answer, " * 20_000
@@ -144,7 +144,7 @@ def test_dataset(rows: list[Record], shard_rows: int) -> None:
         with ShardWriter(source / "rows", RECORD_SCHEMA, shard_rows=3) as writer:
             writer.write(to_table(RECORD_SCHEMA, rows))
         (source / "sources.json").write_text("{}", "utf-8")
-        cfg = DatasetStep.model_validate({"dataset": {"title": "t", "shard_rows": shard_rows}})
+        cfg = dataset_step(shard_rows=shard_rows)
         result = dataset.run(cfg, {"dedup": source, "prompts": source}, out, make_context(Path(folder)))
         assert (result.rows_in, result.rows_out, dict(result.rejected)) == (len(rows), len(rows), {})
         shipped = Counter(row_id for table in read_shards(out / "data") for row_id in table["row_id"].to_pylist())

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.config import DatasetConfig, DatasetStep, DedupStep, FilterStep, PromptsConfig, PromptsStep
+from pipeline.core.config import DedupStep, FilterStep, PromptsStep
 from pipeline.core.config_base import ConfigModel
+from pipeline.core.config_prompts import PromptsConfig
 from pipeline.core.record import (
     RECORD_SCHEMA,
     Message,
@@ -27,7 +28,7 @@ from pipeline.core.stage import Result
 from pipeline.stages import dataset, dedup, filter, prompts
 from pipeline.text.normalise import normalise
 from tests.examples import examples
-from tests.support import a_record, make_context
+from tests.support import a_record, dataset_step, make_context
 
 EXAMPLES = examples(40)
 
@@ -131,9 +132,9 @@ def test_dataset(rows: list[Record], upstream_rows: int, shard_rows: int, shuffl
     other = list(rows)
     shuffled.shuffle(other)
     with TemporaryDirectory() as one, TemporaryDirectory() as two:
-        plain = DatasetStep(dataset=DatasetConfig(title="t"))
+        plain = dataset_step()
         result = run(dataset, plain, "dedup", rows, Path(one))
-        cfg = DatasetStep(dataset=DatasetConfig(title="t", shard_rows=shard_rows))
+        cfg = dataset_step(shard_rows=shard_rows)
         again = run(dataset, cfg, "dedup", other, Path(two), upstream_rows)
         assert (result.rows_in, result.rows_out, dict(result.rejected)) == (len(rows), len(rows), {})
         assert result.content == again.content

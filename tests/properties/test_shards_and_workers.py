@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import content
-from pipeline.core.config import DatasetStep, DedupStep, FilterStep, PromptsStep
+from pipeline.core.config import DedupStep, FilterStep, PromptsStep
 from pipeline.core.config_fanout import Processes
 from pipeline.core.fanout import map_in_process, open_fanout
 from pipeline.core.record import RECORD_SCHEMA, SHARD_ROWS, Message, Record, ShardWriter, to_table
@@ -22,7 +22,7 @@ from pipeline.core.stage import Fanout, Result
 from pipeline.stages import dataset, dedup, filter, prompts
 from pipeline.stages.prompts import settlement
 from tests.examples import examples
-from tests.support import a_record, make_context
+from tests.support import a_record, dataset_step, make_context
 
 FILTER = FilterStep.model_validate({"filter": {"verifier": "numeric"}})
 DEDUP = DedupStep.model_validate({"dedup": {}})
@@ -88,7 +88,7 @@ def chain(rows: Sequence[Record], folder: Path, layout: Layout, fanout: Fanout =
         for start in range(0, len(rows), layout.upstream):
             writer.write(to_table(RECORD_SCHEMA, rows[start : start + layout.upstream]))
     (upstream / "sources.json").write_text("{}", "utf-8")
-    last = DatasetStep.model_validate({"dataset": {"title": "t", "shard_rows": layout.shipped}})
+    last = dataset_step(shard_rows=layout.shipped)
     results = []
     ctx = replace(make_context(folder), fanout=fanout)
     with laid_out(layout):

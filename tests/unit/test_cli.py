@@ -60,7 +60,23 @@ class TestHelp:
         assert {"run", "plan", "schema"} <= set(names)
 
     @pytest.mark.parametrize(
-        "name", ["init", "doctor", "run", "plan", *step_names(), "status", "why", "verify", "gc", "responses", "schema"]
+        "name",
+        [
+            "init",
+            "doctor",
+            "run",
+            "plan",
+            *step_names(),
+            "status",
+            "why",
+            "verify",
+            "gc",
+            "responses",
+            "export",
+            "push",
+            "licenses",
+            "schema",
+        ],
     )
     def test_every_command_explains_itself(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main([name, "--help"]) == 0
@@ -78,6 +94,9 @@ class TestHelp:
             "verify",
             "gc",
             "responses",
+            "export",
+            "push",
+            "licenses",
             "schema",
         }
 

@@ -15,7 +15,7 @@ from pipeline.core.config_base import BYTES_OR_NAME, OPERATIONAL, ConfigModel, L
 from pipeline.core.config_teacher import GenerateConfig, VllmTeacher
 from pipeline.core.load import load_config
 from pipeline.runner.steps import STAGES
-from tests.support import minimal_config
+from tests.support import POLICY, minimal_config
 
 MARKS = (OPERATIONAL, BYTES_OR_NAME)
 
@@ -120,6 +120,9 @@ class TestMarks:
             "OpenAITeacher.concurrency",
             "OpenAITeacher.max_tokens_field",
             "OpenAITeacher.price",
+            "PolicyConfig.overrides",
+            "PolicyConfig.registry",
+            "PolicyConfig.texts",
             "PromptSet.card",
             "PromptSet.template",
             "ReplayTeacher.path",
@@ -139,6 +142,8 @@ class TestMarks:
             "ServerTeacher.servers",
             "ServerTeacher.start_timeout_s",
             "ServerTeacher.version_path",
+            "StudentModel.base_models",
+            "StudentModel.family",
             "StudentModel.license",
             "TrainConfig.accelerate",
             "TrainConfig.checkpoint",
@@ -180,8 +185,10 @@ class TestIdentity:
         assert json.dumps(identity(whole)) == json.dumps(identity(decimal))
 
     def test_operational_fields_are_not_in_it_however_deep(self) -> None:
-        steps = TrainStep.model_validate({"train": {"processes": 2, "threads": 2}, "student": {"model": "./x"}})
-        plain = TrainStep.model_validate({"train": {}, "student": {"model": "./x"}})
+        steps = TrainStep.model_validate(
+            {"train": {"processes": 2, "threads": 2}, "student": {"model": "./x"}, "policy": POLICY}
+        )
+        plain = TrainStep.model_validate({"train": {}, "student": {"model": "./x"}, "policy": POLICY})
         assert identity(steps) == identity(plain)
 
     def test_a_folder_counts_by_its_bytes_and_not_by_its_place(self) -> None:
@@ -213,8 +220,8 @@ class TestWhatEachStageIsGiven:
         "generate": {"generate", "teachers", "checks", "spending"},
         "filter": {"filter"},
         "dedup": {"dedup"},
-        "dataset": {"dataset"},
-        "train": {"train", "student"},
+        "dataset": {"dataset", "policy", "declared"},
+        "train": {"train", "student", "policy"},
         "evaluate": {"evaluate", "teacher", "student", "retry", "greedy_teacher", "outbound", "spending"},
         "report": {"report", "name"},
     }

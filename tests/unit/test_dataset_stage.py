@@ -1,6 +1,5 @@
 """Stage `dataset`: what the shards hold, in which order, and that nothing else can change their bytes."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,29 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.core.config import DatasetConfig, DatasetStep
 from pipeline.core.errors import CorruptArtefact, UsageError
-from pipeline.core.record import RECORD_SCHEMA, Message, Record, ShardWriter, to_table
+from pipeline.core.record import Message, Record
 from pipeline.core.stage import Result
 from pipeline.stages import dataset as stage
-from tests.support import a_record, make_context
-
-SOURCES = {
-    "set": {"source": "here", "revision": "1", "license": "MIT", "description": "d"},
-    "other": {"source": "unknown", "revision": "unknown", "license": "unknown", "description": "unknown"},
-}
+from pipeline.stages.dataset.upstream import read_sources
+from tests.dataset_stage import SOURCES, a_step, run_stage
+from tests.support import a_record
 
 
 def run(tmp_path: Path, rows: Sequence[Record], *, upstream_rows: int = 8192, **config: Any) -> Result:
     """Run the stage into `tmp_path/out`."""
-    with ShardWriter(tmp_path / "dedup" / "rows", RECORD_SCHEMA, shard_rows=upstream_rows) as writer:
-        writer.write(to_table(RECORD_SCHEMA, rows))
-    (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts" / "sources.json").write_text(json.dumps(SOURCES), "utf-8")
-    out = tmp_path / "out"
-    out.mkdir()
-    cfg = DatasetStep(dataset=DatasetConfig(title="Title", **config))
-    return stage.run(cfg, {"dedup": tmp_path / "dedup", "prompts": tmp_path / "prompts"}, out, make_context(tmp_path))
+    return run_stage(tmp_path, rows, a_step(**config), upstream_rows=upstream_rows)[1]
 
 
 def records(count: int) -> list[Record]:
@@ -155,7 +143,7 @@ def test_a_test_row_never_ships(tmp_path: Path) -> None:
 
 def test_unreadable_sources_are_corruption(tmp_path: Path) -> None:
     with pytest.raises(CorruptArtefact):
-        stage.read_sources(tmp_path)
+        read_sources(tmp_path)
 
 
 def test_page_checksums_are_written(tmp_path: Path) -> None:

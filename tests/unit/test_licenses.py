@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.terms.licenses import HUB_IDS, License, hub_license, parse_license
+from pipeline.terms.licenses import HUB_IDS, OTHER_HUB_IDS, License, hub_license, parse_license
+from pipeline.terms.records import load_registry
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,14 @@ def test_hub_ids_are_spdx_ids() -> None:
     assert all(parse_license(name).spdx for name in HUB_IDS)
 
 
+def test_other_hub_ids_are_those_of_term_records() -> None:
+    registry = load_registry()
+    for name, hub_id in OTHER_HUB_IDS.items():
+        named, found = registry.find(name), registry.find(hub_id)
+        assert named is not None and found is not None
+        assert named.title == found.title  # two versions of Gemma's terms have one hub id
+
+
 @pytest.mark.parametrize(
     ("names", "fields"),
     [
@@ -37,6 +46,9 @@ def test_hub_ids_are_spdx_ids() -> None:
         ({"MIT", "Apache-2.0"}, {"license": "other", "license_name": "apache-2.0-and-mit"}),
         ({"GPL-3.0-only"}, {"license": "other", "license_name": "gpl-3.0-only"}),
         ({"unknown"}, {"license": "other", "license_name": "unknown"}),
+        ({"LicenseRef-scancode-llama-3.3-license-2024"}, {"license": "llama3.3"}),
+        ({"ODC-By-1.0", "odc-by"}, {"license": "odc-by"}),
+        ({"llama3.3", "MIT"}, {"license": "other", "license_name": "llama3.3-and-mit"}),
         ({"x\n---\nlicense: mit"}, {"license": "other", "license_name": "x-license-mit"}),
         (set(), {"license": "other", "license_name": "unknown"}),
     ],

@@ -15,6 +15,7 @@ from pipeline.core.lineage import (
     DigestCache,
     Manifest,
     canonical_json,
+    changes,
     digest_json,
     explain,
     file_sha256,
@@ -138,6 +139,14 @@ def make_model(folder: Path) -> Path:
 
 def digest(path: Path) -> str:
     return path_digest(path, DigestCache(path / "no" / "cache.json"))
+
+
+class TestOrderOfKeys:
+    def test_lists_of_objects_differ_by_their_values_alone(self) -> None:
+        """The parts of an older key were read from a file whose keys are sorted."""
+        one: dict[str, Any] = {"config": {"declared": [{"role": "teacher", "name": "t"}]}}
+        other: dict[str, Any] = {"config": {"declared": [{"name": "t", "role": "teacher"}]}}
+        assert changes(one, other) == []
 
 
 class TestModelFolders:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipeline.core.config import HubSource, PromptsConfig, PromptsStep
+from pipeline.core.config import PromptsStep
+from pipeline.core.config_prompts import HubSource, PromptsConfig
 from pipeline.core.errors import UsageError
 from pipeline.core.record import Message, Prompt, prompts_of, read_shards
 from pipeline.core.stage import Result

@@ -162,7 +162,7 @@ class TestPlan:
         plan = planned()
         assert (plan["prompts"].state, plan["prompts"].reasons) == ("run", ("never ran",))
         assert {each.state for name, each in plan.items() if name != "prompts"} == {"unknown"}
-        assert plan["dataset"].reasons == ("needs dedup, prompts",)
+        assert plan["dataset"].reasons == ("needs dedup, prompts, generate, filter",)
 
     def test_afterwards_all_are_cached(self) -> None:
         run()

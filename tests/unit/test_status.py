@@ -116,7 +116,7 @@ class TestStates:
         edit_config("filter: {min_chars: 5}\n")
         steps = status.steps()
         assert (steps["dedup"]["state"], steps["dedup"]["reasons"]) == ("stale", ["follows filter"])
-        assert (steps["dataset"]["state"], steps["dataset"]["reasons"]) == ("stale", ["follows dedup"])
+        assert (steps["dataset"]["state"], steps["dataset"]["reasons"]) == ("stale", ["follows dedup, filter"])
         assert (steps["train"]["state"], steps["train"]["reasons"]) == ("waiting", ["follows dataset"])
 
     def test_and_what_changed_in_themselves(self, done: Path, status: Status) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.core.config import LoraTuning, StudentModel, TrainConfig, TrainStep
 from pipeline.core.config_base import identity
+from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.errors import UsageError
 from pipeline.core.record import Message
 from pipeline.stages import train
@@ -19,7 +20,7 @@ from pipeline.student.arguments import Schedule, schedule, sft_arguments
 from pipeline.student.jobs import TrainJob, launch_id
 from pipeline.student.order import count_steps, epoch_ends, training_order
 from pipeline.student.shards import encode_shards
-from tests.support import make_context
+from tests.support import POLICY, make_context
 from tests.tiny_models import make_tiny_model
 from tests.training_rows import ROOT, small_config, sum_row, write_dataset
 
@@ -94,15 +95,28 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_config() -> None:
 
 
 def test_what_training_reads_is_known_before_anything_runs(tmp_path: Path) -> None:
-    cfg = TrainStep(train=small_config(accelerate=tmp_path / "a.yaml"), student=StudentModel(model=str(tmp_path)))
+    cfg = TrainStep(
+        train=small_config(accelerate=tmp_path / "a.yaml"),
+        student=StudentModel(model=str(tmp_path)),
+        policy=PolicyConfig.model_validate(POLICY),
+    )
     assert train.input_files(cfg) == {"train.accelerate": tmp_path / "a.yaml", "student.model": tmp_path}
-    hub = TrainStep(train=small_config(), student=StudentModel(model="org/model", revision="abc"))
+    hub = TrainStep(
+        train=small_config(),
+        student=StudentModel(model="org/model", revision="abc"),
+        policy=PolicyConfig.model_validate(POLICY),
+    )
     assert set(train.input_files(hub)) == {"train.accelerate"}
 
 
 def test_the_students_licence_does_not_train_anew() -> None:
     steps = [
-        TrainStep(train=small_config(), student=StudentModel(model="./x", license=name)) for name in ("MIT", "unknown")
+        TrainStep(
+            train=small_config(),
+            student=StudentModel(model="./x", license=name),
+            policy=PolicyConfig.model_validate(POLICY),
+        )
+        for name in ("MIT", "unknown")
     ]
     assert identity(steps[0]) == identity(steps[1])
 
@@ -218,7 +232,11 @@ def test_a_missing_accelerate_config(tmp_path: Path) -> None:
 
 def test_no_adapter_on_the_output_layer(tmp_path: Path) -> None:
     tuning = LoraTuning(kind="lora", target_modules=("q_proj", "lm_head"))
-    cfg = TrainStep(train=small_config(tuning=tuning), student=StudentModel(model=str(tmp_path)))
+    cfg = TrainStep(
+        train=small_config(tuning=tuning),
+        student=StudentModel(model=str(tmp_path)),
+        policy=PolicyConfig.model_validate(POLICY),
+    )
     dataset = write_dataset(tmp_path / "dataset", [sum_row(1)])
     with pytest.raises(UsageError, match="lm_head cannot have an adapter"):
         train.run(cfg, {"dataset": dataset}, tmp_path / "out", make_context(tmp_path))

@@ -152,6 +152,15 @@ class TestKept:
         assert row["completion"][0]["content"] == "It is one."
         assert (row["finish_reason"], row["license_set"]) == ("stop", ["CC0-1.0", "MIT"])
 
+    def test_what_its_licences_are_and_how_the_data_set_was_judged(self, done: Path, why: Why) -> None:
+        found = why.json(id_of("kept", 0))
+        terms = {each["name"]: (each["id"], each["title"]) for each in found["rows"][0]["terms"]}
+        assert terms.keys() == {"CC0-1.0", "MIT"}
+        assert terms["MIT"] == ("MIT", "MIT License")
+        told: Any = Manifest.read(FOLDER / "dataset" / MANIFEST).metrics["provenance"]
+        assert found["judgement"]["outcome"] == told["verdict"]["outcome"]
+        assert "verdict    " in why.text(id_of("kept", 0))
+
     def test_the_whole_dataset_can_be_told_row_by_row(self, done: Path, why: Why) -> None:
         shipped = pq.read_table(FOLDER / "dataset" / "data")["row_id"].to_pylist()
         for name in shipped:
@@ -180,6 +189,7 @@ class TestLeft:
         assert fate(why.row(second))[-1] == ("dedup", "rejected", f"duplicate_of:{first}")
         assert why.row(first)["duplicates"] == [second]
         assert why.row(second)["duplicates"] == []
+        assert (why.row(first)["cluster"], why.row(second)["cluster"]) == ([], [first, second])
 
     def test_at_prompts_under_the_prompts_name(self, done: Path, why: Why) -> None:
         found = why.json("facts/same")
@@ -213,6 +223,21 @@ class TestTraining:
         assert fate(why.row(id_of("kept", 0)))[-1] == ("train", "kept", None)
         assert fate(why.row(name))[-1] == ("train", "rejected", "over_length")
         assert why.json(name)["next_command"] is None
+
+    def test_the_models_of_all_runs_that_were_trained_on_its_data_set(self, done: Path, why: Why) -> None:
+        name = id_of("short", 1)
+        columns = {"row_id": [name], "prompt_set": ["facts"], "prompt_id": ["short"], "reason": ["over_length"]}
+        commit("train", {"dataset": ""}, {"rejects": pa.table(columns, schema=REJECTS)})
+        commit("evaluate", {"train": "", "prompts": ""}, {})
+        Path("data/runs/copy").mkdir()
+        for link in FOLDER.iterdir():
+            if link.is_symlink():
+                (Path("data/runs/copy") / link.name).symlink_to(link.readlink())
+        (told,) = why.row(id_of("kept", 0))["models"]
+        assert (told["model"]["runs"], told["left_out"]) == (["copy", "small"], None)
+        assert [each["runs"] for each in told["model"]["evaluations"]] == [["copy", "small"]]
+        assert [each["left_out"] for each in why.row(name)["models"]] == ["over_length"]
+        assert why.row(id_of("short", 0))["models"] == [], "the filter rejected it"
 
     def test_a_validation_row_is_not_trained_on(self, done: Path, why: Why) -> None:
         assert cli.main(["run", "run.yaml", "--until", "dataset", "--set", "prompts.validation=0.99"]) == 0

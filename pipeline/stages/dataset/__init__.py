@@ -1,14 +1,16 @@
-"""Stage `dataset`: the shards that ship, in a shuffled order that only seed and row ids decide, with their card."""
+"""Stage `dataset`: what ships. Shards in an order that only seed and row ids decide, their terms, and their card."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
 from pipeline.core.config import DatasetConfig, DatasetStep
+from pipeline.core.config_policy import files_of_policy
 from pipeline.core.errors import CorruptArtefact, UsageError
 from pipeline.core.lineage import digest_json
 from pipeline.core.record import (
@@ -24,7 +26,13 @@ from pipeline.core.record import (
 )
 from pipeline.core.stage import Context, Result, check_cancelled
 from pipeline.stages.dataset.card import write_card
-from pipeline.stages.dataset.census import OPTIONAL_COLUMNS, Census, read_sources
+from pipeline.stages.dataset.census import OPTIONAL_COLUMNS, Census
+from pipeline.stages.dataset.croissant import Split, write_croissant
+from pipeline.stages.dataset.excluded import Excluder
+from pipeline.stages.dataset.facts import Facts
+from pipeline.stages.dataset.provenance import Judged, hub_ids, judge_rows, provenance_json, replayed
+from pipeline.stages.dataset.upstream import Passed, Upstream
+from pipeline.terms.licenses import UNKNOWN
 
 VERSION = 1
 
@@ -61,36 +69,83 @@ _ORDER = pa.field("order", pa.binary(32), nullable=False)
 
 
 def input_files(cfg: DatasetStep) -> dict[str, Path]:
-    """None."""
-    return {}
+    """What the policy names: term records, texts, overrides."""
+    return files_of_policy(cfg.policy)
 
 
 def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
-    """Write `data/<split>-*.parquet` for the splits that have rows, and `README.md`.
+    """Write `data/<split>-*.parquet` for the splits that have rows, their card, their description for machines
+    (`croissant.json`), and the terms that they are under (`LICENSES/`, `LICENSES.md`, `NOTICE`).
+
+    Rows of excluded sources leave first (see excluded.py); the gate judges those that stay, before a shard is written.
 
     Raises:
-        UsageError: no row is left.
-        CorruptArtefact: a row of the test split arrived, which `prompts` keeps from every teacher.
+        UsageError: no row is left, or the policy's records, texts or choices cannot be used.
+        PolicyRefused: the rows' terms forbid what the policy means to do, or nobody knows them.
+        CorruptArtefact: a row of the test split arrived, which `prompts` keeps from every teacher, or the file of
+            overrides was changed.
     """
     rows = inputs["dedup"] / "rows"
     rows_in = count_rows(shard_paths(rows))
-    if rows_in == 0:
-        todo = "see why they left: `rejected` in the manifests of generate, filter and dedup, rejects/ beside them"
-        raise UsageError("no row is left for the data set", where=str(rows), todo=todo)
-    prompt_sources = read_sources(inputs["prompts"])
+    upstream = Upstream.read(inputs)
     ctx.progress.start(2 * rows_in, "rows")
     census = Census()
     with TemporaryDirectory(dir=ctx.workdir) as scratch:
-        partitions = _partition(rows, rows_in, cfg.dataset.seed, Path(scratch), census, ctx)
+        with Excluder(cfg.dataset, out) as excluder:
+            partitions = _partition(rows, rows_in, cfg.dataset.seed, Path(scratch), census, excluder, ctx)
+        _check_some_left(census, rows)
+        judged = judge_rows(cfg, census, upstream, str(rows))
+        schema = schema_of(census)
         written = {
-            split: _write_split(split, partitions[split], cfg.dataset, schema_of(census), out / "data", ctx)
+            split: _write_split(split, partitions[split], cfg.dataset, schema, out / "data", ctx)
             for split in SPLITS
             if census.splits[split] > 0
         }
-    sources = census.sources(prompt_sources)
-    write_card(out / "README.md", cfg.dataset.title, census, sources)
     content = digest_json({split: facts.content for split, facts in written.items()})
-    return Result(rows_in, sum(facts.rows for facts in written.values()), {}, content, census.metrics(sources))
+    passed = (*upstream.passed, Passed("dataset", rows_in, census.rows, excluder.rejected))
+    facts = _facts(cfg, content, census, upstream, judged, passed)
+    judged.notices.write(out)
+    write_croissant(out, facts, [Split(split, each.files, each.rows) for split, each in written.items()], schema)
+    write_card(out / "README.md", facts)
+    provenance = provenance_json(judged, cfg.policy, upstream, passed, census)
+    metrics = {**census.metrics(census.sources(upstream.prompt_sources)), "provenance": provenance}
+    return Result(rows_in, census.rows, dict(sorted(excluder.rejected.items())), content, metrics)
+
+
+def _check_some_left(census: Census, rows: Path) -> None:
+    """Raises: UsageError: there is not one row."""
+    if census.rows == 0:
+        todo = (
+            "see why they left: `rejected` in the manifests of generate, filter and dedup, rejects/ beside them, and "
+            "dataset.exclude_teachers, dataset.exclude_prompt_sets"
+        )
+        raise UsageError("no row is left for the data set", where=str(rows), todo=todo)
+
+
+def _facts(
+    cfg: DatasetStep, content: str, census: Census, upstream: Upstream, judged: Judged, passed: Sequence[Passed]
+) -> Facts:
+    """What the card and `croissant.json` tell."""
+    sets = upstream.prompt_sources
+    return Facts(
+        title=cfg.dataset.title,
+        content=content,
+        census=census,
+        statement=judged.statement,
+        there=judged.there,
+        descriptions=tuple(
+            (name, text)
+            for name in sorted(census.prompt_sets & sets.keys())
+            if (text := str(sets[name].get("description", UNKNOWN))) != UNKNOWN
+        ),
+        hub_ids=hub_ids(upstream),
+        replayed=replayed(cfg.declared),
+        policy=cfg.policy,
+        verdict=judged.verdict,
+        notices=judged.notices,
+        passed=tuple(passed),
+        near_test=upstream.near_test,
+    )
 
 
 def schema_of(census: Census) -> pa.Schema:
@@ -118,7 +173,7 @@ def order_key(seed: int, row_id: str) -> bytes:
 
 
 def _partition(
-    rows: Path, rows_in: int, seed: int, scratch: Path, census: Census, ctx: Context
+    rows: Path, rows_in: int, seed: int, scratch: Path, census: Census, excluder: Excluder, ctx: Context
 ) -> dict[str, list[Path]]:
     """Spread the rows over files by ranges of their order key; files of a split, in the order of their ranges.
 
@@ -134,15 +189,17 @@ def _partition(
             for split, paths in files.items()
             for number, path in enumerate(paths)
         }
-        for table in read_shards(rows):
+        for read in read_shards(rows):
             check_cancelled(ctx)
+            table = excluder.stay(read)
             census.add(table)
             for place, part in _parts(table, seed, count):
                 if place[0] not in SPLITS:
                     todo = "run `python -m pipeline prompts CONFIG --force` and the stages after it"
                     raise CorruptArtefact(f"a row of the split {place[0]!r} got here", where=str(rows), todo=todo)
                 writers[place].write_table(part.select(schema.names).cast(schema))
-            ctx.progress.advance(table.num_rows)
+            left = read.num_rows - table.num_rows
+            ctx.progress.advance(read.num_rows + left, rejected=left)  # those that left are not written
     return files
 
 
@@ -172,6 +229,7 @@ def _write_split(
             writer.write(table)
             ctx.progress.advance(table.num_rows)
     written = writer.written()
-    for number, path in enumerate(written.files):
-        path.rename(folder / f"{split}-{number:05d}-of-{len(written.files):05d}.parquet")
-    return written
+    named = [folder / f"{split}-{at:05d}-of-{len(written.files):05d}.parquet" for at in range(len(written.files))]
+    for path, name in zip(written.files, named, strict=True):
+        path.rename(name)
+    return replace(written, files=tuple(named))

@@ -1,15 +1,15 @@
 """The Hugging Face card of a data set. Names in it come from data: none of them can act as Markdown, HTML or YAML."""
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from pipeline.core.stage import Json
 from pipeline.stages.dataset.census import Census
-from pipeline.terms.licenses import hub_license
+from pipeline.stages.dataset.facts import Facts, meaning_of
+from pipeline.terms.notices import DISCLAIMER, DUTIES, TRIGGERS, license_fields, rows_of, text_of
 from pipeline.text.markdown import escape_markdown
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.jinja")
@@ -21,18 +21,19 @@ SIZES: Final = (
     (10**7, "1M<n<10M"),
     (10**8, "10M<n<100M"),
 )
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
-def write_card(path: Path, title: str, census: Census, sources: Mapping[str, Json]) -> None:
+def write_card(path: Path, facts: Facts) -> None:
     """Write the card and read its front matter back.
 
     Raises:
         ValueError: what was read back is not what was meant: a bug in the escaping.
     """
-    meant = front_matter(title, census)
+    meant = front_matter(facts)
     # No folding (a folded value could hold a line `---`), and ASCII, so that control characters are written as escapes.
     head = yaml.safe_dump(meant, sort_keys=False, allow_unicode=False, width=10_000)
-    path.write_text(f"---\n{head}---\n\n{_body(title, census, sources)}", "utf-8", newline="\n")
+    path.write_text(f"---\n{head}---\n\n{_body(facts)}", "utf-8", newline="\n")
     if read_front_matter(path) != meant:
         raise ValueError(f"the front matter of {path.name} does not say what was meant")
 
@@ -43,23 +44,57 @@ def read_front_matter(path: Path) -> Any:
     return yaml.safe_load(head)
 
 
-def front_matter(title: str, census: Census) -> dict[str, Any]:
-    """The card's metadata, as the hub reads it."""
+def front_matter(facts: Facts) -> dict[str, Any]:
+    """The card's metadata, as the hub reads it. Only what is known is said: no licence stands in for an unknown one."""
+    census = facts.census
     splits = [split for split in ("train", "validation") if census.splits[split] > 0]
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
+    sources = sorted({facts.hub_ids[name] for name in census.prompt_sets if name in facts.hub_ids})
+    written = _written_by(facts)
     return {
-        "pretty_name": " ".join(title.split()),
-        **hub_license(census.licenses),
+        "pretty_name": " ".join(facts.title.split()),
+        **license_fields(census.licenses),
+        **_given("source_datasets", [f"extended|{name}" for name in sources if HUB_ID.fullmatch(name)]),
+        "annotations_creators": written,
+        "language_creators": sorted({"found", *written}),
         "task_categories": ["text-generation"],
-        "size_categories": [next((name for limit, name in SIZES if census.rows < limit), "100M<n<1B")],
-        "tags": ["synthetic", "distillation"],
+        "size_categories": [size_category(census)],
+        **_given("tags", ["synthetic", "distillation"] if facts.models else []),
         "configs": [{"config_name": "default", "data_files": files}],
     }
 
 
-def _body(title: str, census: Census, sources: Mapping[str, Json]) -> str:
+def size_category(census: Census) -> str:
+    """The hub's word for so many rows."""
+    return next((name for limit, name in SIZES if census.rows < limit), "100M<n<1B")
+
+
+def _written_by(facts: Facts) -> list[str]:
+    """Who wrote the completions, in the hub's words: a model that was asked, or whoever it was before (`found`: they
+    existed; the sources' table says by whom)."""
+    made = ["machine-generated"] if facts.models else []
+    found = ["found"] if any(name in facts.replayed for name in facts.census.teachers) else []
+    return [*found, *made] or ["other"]
+
+
+def _given(name: str, values: list[str]) -> dict[str, list[str]]:
+    return {name: values} if values else {}
+
+
+def _body(facts: Facts) -> str:
     # No HTML escaping: this is Markdown, and every value from outside goes through the filter `md`.
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     environment.filters["md"] = lambda value: escape_markdown(str(value))
+    environment.filters["n"] = lambda value: f"{value:,}"
     template = environment.from_string(TEMPLATE.read_text("utf-8"))
-    return template.render(title=title, census=census, sources=sources, licenses=sorted(census.licenses))
+    return template.render(
+        facts=facts,
+        census=facts.census,
+        rows_of=rows_of,
+        text_of=text_of,
+        meaning_of=meaning_of,
+        duties=DUTIES,
+        triggers=TRIGGERS,
+        disclaimer=DISCLAIMER,
+        licenses=sorted(facts.census.licenses),
+    )

@@ -1,19 +1,17 @@
 """What the rows of a data set say about themselves: counts, licences, teachers."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.errors import CorruptArtefact
 from pipeline.core.record import OPTIONAL_OF_MESSAGE
 from pipeline.core.stage import Json
 from pipeline.terms.licenses import UNKNOWN
+from pipeline.terms.statement import RowSet
 
 OPTIONAL_COLUMNS = ("tools", "returned_model", "fingerprint")
 """Columns of the rows that the shards have only where some row has a value."""
@@ -27,6 +25,7 @@ class Census:
         splits, sets, tasks: rows by split, prompt set and task.
         teachers: rows by teacher.
         license_sets: rows by (teacher, prompt sets it is in, licences).
+        returned: (teacher, model and fingerprint as the provider named them) of the rows that have either.
         used: (message column, optional field of messages) where some row uses the field; likewise (column, "") for
             the columns of `OPTIONAL_COLUMNS`.
         completion_tokens: sum over the rows that have a count.
@@ -39,6 +38,7 @@ class Census:
     tasks: Counter[str] = field(default_factory=Counter)
     teachers: Counter[str] = field(default_factory=Counter)
     license_sets: Counter[tuple[str, tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
+    returned: set[tuple[str, str | None, str | None]] = field(default_factory=set)
     used: set[tuple[str, str]] = field(default_factory=set)
     completion_tokens: int = 0
     counted: int = 0
@@ -54,6 +54,17 @@ class Census:
         """Every licence that some row is under."""
         return {name for _, _, names in self.license_sets for name in names}
 
+    @property
+    def row_sets(self) -> tuple[RowSet, ...]:
+        """The rows by where they come from, in one order."""
+        found = sorted(self.license_sets.items())
+        return tuple(RowSet(rows, teacher, sets, licenses) for (teacher, sets, licenses), rows in found)
+
+    @property
+    def prompt_sets(self) -> set[str]:
+        """Every prompt set that held some row, as its own or as a duplicate."""
+        return {name for _, sets, _ in self.license_sets for name in sets}
+
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table of `RECORD_SCHEMA`."""
         self.splits.update(table["split"].to_pylist())
@@ -63,6 +74,7 @@ class Census:
             self.sets[prompt_set] += 1
             self.teachers[teacher] += 1
             self.license_sets[teacher, (prompt_set, *also_in), tuple(licenses)] += 1
+        self._add_returned(table)
         for name in ("prompt", "completion"):
             unused = [field for field in OPTIONAL_OF_MESSAGE if (name, field) not in self.used]
             self.used.update((name, field) for field in unused if _is_used(table[name], field))
@@ -70,6 +82,14 @@ class Census:
         self.completion_tokens += pc.sum(table["completion_tokens"]).as_py() or 0
         self.counted += pc.count(table["completion_tokens"]).as_py()
         self.verified += pc.sum(table["verified"]).as_py() or 0
+
+    def _add_returned(self, table: pa.Table) -> None:
+        """Grouped by Arrow: the few pairs that there are, not the rows, are looked at one by one."""
+        names = ["teacher", "returned_model", "fingerprint"]
+        if table["returned_model"].null_count < table.num_rows or table["fingerprint"].null_count < table.num_rows:
+            pairs = table.select(names).group_by(names).aggregate([])
+            found = zip(*(pairs[name].to_pylist() for name in names), strict=True)
+            self.returned.update(each for each in found if each[1:] != (None, None))
 
     def sources(self, prompt_sources: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
         """Prompt sets and teachers with their licences; "unknown" where nobody said.
@@ -83,12 +103,12 @@ class Census:
             sets[name] = {**told, "rows": self.sets[name]}
         by_set = {name: str(facts.get("license", UNKNOWN)) for name, facts in prompt_sources.items()}
         teachers: dict[str, Json] = {
-            name: {"licenses": cast(list[Json], self._teacher_licenses(name, by_set)), "rows": rows}
+            name: {"licenses": cast(list[Json], self.teacher_licenses(name, by_set)), "rows": rows}
             for name, rows in sorted(self.teachers.items())
         }
         return {"prompt_sets": sets, "teachers": teachers}
 
-    def _teacher_licenses(self, teacher: str, license_of: Mapping[str, str]) -> list[str]:
+    def teacher_licenses(self, teacher: str, license_of: Mapping[str, str]) -> list[str]:
         """The licences that all rows of a teacher share and that do not come from their prompts.
 
         When prompts and teacher are under the same licence nothing is left after taking the prompts' away, and the
@@ -119,17 +139,3 @@ def _is_used(column: pa.ChunkedArray, field: str) -> bool:
     """Whether a message in the column has a value in a field."""
     values = (pc.struct_field(chunk.flatten(), field) for chunk in column.chunks)
     return any(some.null_count < len(some) for some in values)
-
-
-def read_sources(prompts: Path) -> dict[str, dict[str, Json]]:
-    """`sources.json` of the stage `prompts`.
-
-    Raises:
-        CorruptArtefact: it is missing or no JSON object.
-    """
-    path = prompts / "sources.json"
-    try:
-        return cast(dict[str, dict[str, Json]], dict(json.loads(path.read_text("utf-8"))))
-    except (OSError, ValueError, TypeError) as error:
-        todo = "run the pipeline again: it will be rebuilt"
-        raise CorruptArtefact(f"unreadable: {error}", where=str(path), todo=todo) from error

@@ -51,7 +51,7 @@ def run(cfg: GenerateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     rows = inputs["prompts"] / "rows"
     requests = requests_of(cfg, rows, ctx.data, partial(check_cancelled, ctx))
     _check_different(cfg, requests)
-    metrics = {"teachers": teacher_facts(cfg, licenses, requests.asked), **requests.scanned.metrics}
+    metrics = {"teachers": teacher_facts(cfg, licenses, requests.asked, ctx.data), **requests.scanned.metrics}
     totals = Totals()
     with RowSink(out, RECORD_SCHEMA) as sink, ExitStack() as stack:
         if cfg.generate.accept is None or cfg.checks is None:

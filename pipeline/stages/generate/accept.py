@@ -18,7 +18,7 @@ from pipeline.core.lineage import row_id
 from pipeline.core.record import RECORD_SCHEMA, to_table
 from pipeline.core.stage import Context, Json, check_cancelled
 from pipeline.stages.generate.requests import AskedFor, Requests
-from pipeline.stages.generate.rows import answered_rows
+from pipeline.stages.generate.rows import Licenses, answered_rows
 from pipeline.teacher.ask import Asker
 from pipeline.teacher.request import Request
 from pipeline.text.judge import judge
@@ -107,7 +107,7 @@ def take(
     checks: FilterConfig,
     requests: Requests,
     askers: Mapping[str, Asker],
-    licenses: Mapping[str, str],
+    licenses: Licenses,
     ctx: Context,
 ) -> Taken:
     """Ask for candidates until enough of them pass the checks, or there are no more.
@@ -145,7 +145,7 @@ def _ask(
     chosen: Chosen,
     checks: FilterConfig,
     askers: Mapping[str, Asker],
-    licenses: Mapping[str, str],
+    licenses: Licenses,
     ctx: Context,
 ) -> set[tuple[int, str, int]]:
     """Ask for one wave; where those stand that pass. Several teachers take turns: they share the budget and, if they

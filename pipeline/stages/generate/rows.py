@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from pipeline.core.config import GenerateStep
 from pipeline.core.config_api import ApiTeacher
@@ -15,8 +16,9 @@ from pipeline.core.record import SHARD_ROWS, Message, Record
 from pipeline.core.stage import Json
 from pipeline.stages.generate.requests import AskedFor
 from pipeline.teacher.ask import Answer, Asker
+from pipeline.teacher.hashes import hashes_of
 from pipeline.teacher.request import Asked
-from pipeline.terms.licenses import parse_license
+from pipeline.terms.declared import declared_teacher, source_of
 from pipeline.text.outbound import REDACTED
 from pipeline.text.structure import Structure
 
@@ -24,6 +26,10 @@ READ_ROWS = 2 * SHARD_ROWS
 """Rows in memory at a time: each look-up reads the whole store, so few are better."""
 FEW_ROWS = READ_ROWS // 8
 """The same with logprobs: 20 of them for 500 tokens are 80 KB a row."""
+
+
+Licenses = Mapping[str, tuple[str, ...]]
+"""Teacher -> its licences, its own first; all of them hold."""
 
 
 @dataclass(slots=True, unsafe_hash=True)  # made for every request: frozen ones cost three times as much
@@ -36,7 +42,7 @@ class Row:
 
 
 def answered_rows(
-    rows: Iterable[AskedFor], askers: Mapping[str, Asker], licenses: Mapping[str, str], *, few: bool = False
+    rows: Iterable[AskedFor], askers: Mapping[str, Asker], licenses: Licenses, *, few: bool = False
 ) -> Iterator[list[Row]]:
     """Rows with their answers, in order, some at a time. What must not leave is answered with the guard's reason.
 
@@ -71,7 +77,7 @@ def _fitting(answer: Answer, structure: Structure) -> Answer:
     return answer if reason is None else replace(answer, rejected=reason)
 
 
-def _record(row: AskedFor, answer: Answer, license_name: str) -> Record:
+def _record(row: AskedFor, answer: Answer, licenses: Sequence[str]) -> Record:
     prompt, request = row.prompt, row.request
     said = Message("assistant", answer.text, answer.reasoning_content, answer.tool_calls)
     return Record(
@@ -86,7 +92,7 @@ def _record(row: AskedFor, answer: Answer, license_name: str) -> Record:
         answer=prompt.answer,
         also_in=prompt.also_in,
         teacher=row.teacher,
-        license_set=tuple(sorted({*prompt.license_set, license_name})),
+        license_set=tuple(sorted({*prompt.license_set, *licenses})),
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
@@ -128,42 +134,44 @@ class Totals:
 # --------------------------------------------------------------------------------------------------- who answered
 
 
-def licenses_of(cfg: GenerateStep) -> dict[str, str]:
-    """The teachers' licences in the form in which the prompts' are written, so that one licence has one name.
+def licenses_of(cfg: GenerateStep) -> dict[str, tuple[str, ...]]:
+    """The teachers' licences, and those of the models they were made from, in the form in which the prompts' are
+    written, so that one licence has one name.
 
     Raises:
         UsageError: one is blank, or no licence expression.
     """
-    return {name: _license(name, teacher) for name, teacher in cfg.teachers.items()}
+    return {name: _licenses(name, teacher) for name, teacher in cfg.teachers.items()}
 
 
-def _license(name: str, teacher: Teacher) -> str:
+def _licenses(name: str, teacher: Teacher) -> tuple[str, ...]:
     try:
-        return parse_license(teacher.license).name
+        return source_of(declared_teacher(name, teacher)).licenses
     except ValueError as error:
         todo = "write an SPDX expression such as MIT or Apache-2.0, the name of the terms, or leave it out"
         raise UsageError(str(error), where=f"teachers.{name}.license", todo=todo) from error
 
 
-def teacher_facts(cfg: GenerateStep, licenses: Mapping[str, str], asked: Mapping[str, Asked]) -> dict[str, Json]:
+def teacher_facts(cfg: GenerateStep, licenses: Licenses, asked: Mapping[str, Asked], data: Path) -> dict[str, Json]:
     """Who answered, for the manifest. No local path: it may hold a user's name, and the identity says more."""
     return {
         name: {
             "kind": cfg.teachers[name].kind,
-            "license": licenses[name],
+            "license": licenses[name][0],
+            "licenses": [*licenses[name]],
             "identity": how.identity,
-            **_source(cfg.teachers[name]),
+            **_source(cfg.teachers[name], data),
         }
         for name, how in asked.items()
     }
 
 
-def _source(teacher: Teacher) -> dict[str, Json]:
+def _source(teacher: Teacher, data: Path) -> dict[str, Json]:
     if isinstance(teacher, ReplayTeacher):
         return {"model": None, "origin": teacher.origin}
     if isinstance(teacher, ApiTeacher):
         return {"model": teacher.model, "origin": f"API of {teacher.provider}"}
-    return _local_source(teacher)
+    return {**_local_source(teacher), "hashes": hashes_of(teacher, data)}
 
 
 def _local_source(teacher: LocalServer) -> dict[str, Json]:

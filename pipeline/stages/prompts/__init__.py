@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.core.config import FileSource, PromptsConfig, PromptSet, PromptsStep
+from pipeline.core.config import PromptsStep
+from pipeline.core.config_prompts import FileSource, PromptsConfig, PromptSet
 from pipeline.core.errors import UsageError
 from pipeline.core.lineage import digest_json
 from pipeline.core.record import PROMPT_SCHEMA, Prompt

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from pipeline.core.config import HubSource, PromptSet
 from pipeline.core.config_base import ConfigModel
+from pipeline.core.config_prompts import HubSource, PromptSet
 from pipeline.core.errors import UsageError
 from pipeline.core.load import read_yaml, refusal
 from pipeline.core.mistakes import mistakes_in

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pipeline.core.config import NearTest
+from pipeline.core.config_prompts import NearTest
 from pipeline.core.record import PROMPT_SCHEMA, Prompt, to_table
 from pipeline.core.sink import counted_reason
 from pipeline.stages.prompts.order import read_prompts

@@ -11,7 +11,7 @@ from typing import Any, Final
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pipeline.core.config import PromptsConfig, PromptSet
+from pipeline.core.config_prompts import PromptsConfig, PromptSet
 from pipeline.core.errors import UsageError, boundary
 from pipeline.core.lineage import digest_json
 from pipeline.core.record import Message, Prompt, message_of

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.config import FileSource, HubSource
+from pipeline.core.config_prompts import FileSource, HubSource
 from pipeline.core.errors import UsageError, boundary
 
 BATCH_ROWS = 1024

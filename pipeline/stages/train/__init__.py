@@ -17,10 +17,13 @@ from pipeline.core.errors import CorruptArtefact, Interrupted, UsageError, bound
 from pipeline.core.lineage import DigestCache, path_digest
 from pipeline.core.record import count_rows
 from pipeline.core.stage import Context, Json, Result, check_cancelled
+from pipeline.stages.train.card import write_student_card
 from pipeline.student.arguments import schedule
 from pipeline.student.jobs import TrainJob, launch_id
 from pipeline.student.process import Files, Report, run_process
 from pipeline.student.worker import JOB, forget_dismissal, is_launched, run_job
+from pipeline.terms.declared import declared_student, source_of
+from pipeline.terms.training import check_dataset, today
 
 VERSION = 1
 
@@ -36,19 +39,22 @@ def input_files(cfg: TrainStep) -> dict[str, Path]:
 
 
 def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> Result:
-    """Write `model/`, `loss.json` and `rejects/` (ids and reason of the rows that were not trained).
+    """Write `model/` with its card, `loss.json` and `rejects/` (ids and reason of the rows that were not trained).
 
     Where a launcher with several processes started us, this process is the first of them and trains itself, and the
     others call `worker.follow`; else the worker is launched. Either way the rows of the training split are counted,
     and training goes on from the newest checkpoint in `ctx.workdir`, whose name is the step's key.
 
     Raises:
+        PolicyRefused: the rows' terms forbid what the policy means to do with the student.
         UsageError: config, model or rows are not fit for training, or training diverged.
         Incomplete: the worker failed, or a checkpoint or the model cannot be written.
         Interrupted: a signal asked us to stop; a checkpoint was written if training had begun.
     """
     train = cfg.train
     _refuse_lm_head(train)
+    judged = check_dataset(inputs["dataset"], source_of(declared_student(cfg.student)), cfg.policy, today())
+    ctx.events.emit("terms_judged", outcome=judged.verdict.outcome, dataset=judged.manifest_sha256)
     data = inputs["dataset"] / "data"
     rows = count_rows(data.glob("train-*.parquet"))
     if rows == 0:
@@ -60,8 +66,11 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
     job = TrainJob(train, cfg.student, data, out, ctx.workdir, world_size, launch_id())
     progress = Progress(ctx)
     ctx.progress.start(rows, "rows")
-    result = run_here(job, ctx, progress) if is_inside else launch(job, ctx, progress)
-    return _result(result, cfg, out, ctx)
+    found = run_here(job, ctx, progress) if is_inside else launch(job, ctx, progress)
+    result = _result(found, cfg, out, ctx)
+    metrics, trained = result.metrics, result.rows_out
+    write_student_card(out / "model", cfg, inputs["dataset"], judged, metrics, trained, ctx.resume_command)
+    return result
 
 
 def launch(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:

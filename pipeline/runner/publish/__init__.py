@@ -1,0 +1,1 @@
+"""Publishing a data set or a student: chosen by an allow-list, scanned, judged, shown, and only then sent."""

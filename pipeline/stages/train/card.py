@@ -1,0 +1,92 @@
+"""The card of the student, from what was judged and what the training said of itself."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.core.config import StudentModel, TrainStep
+from pipeline.core.config_policy import PolicyConfig
+from pipeline.core.lineage import Manifest
+from pipeline.core.store import MANIFEST
+from pipeline.student.card import (
+    DatasetFacts,
+    ModelCard,
+    TaughtBy,
+    Verdict,
+    duties_of,
+    render_card,
+    training_facts,
+)
+from pipeline.terms.atoms import DUE
+from pipeline.terms.declared import name_of
+from pipeline.terms.notices import license_fields
+from pipeline.terms.training import Judged
+from pipeline.text.markdown import escape_markdown
+
+CARD = "README.md"
+
+
+def student_card(
+    name: str,
+    student: StudentModel,
+    policy: PolicyConfig,
+    judged: Judged,
+    dataset: DatasetFacts,
+    training: Mapping[str, str | int | float],
+    command: str,
+) -> ModelCard:
+    """What a student's card says.
+
+    Args:
+        name: its heading.
+        training: see `training_facts`.
+        command: that made it.
+    """
+    sources, verdict = judged.statement.sources, judged.verdict
+    return ModelCard(
+        name=name,
+        base=(name_of(student), *(student.base_models or {})),
+        base_revision=student.revision,
+        license=license_fields({each for source in sources for each in source.licenses}),
+        sources=tuple(TaughtBy(each.role, each.name, each.what, each.licenses) for each in sources),
+        dataset=dataset,
+        verdict=Verdict(verdict.outcome, policy.intended_use, policy.release.model, tuple(verdict.warnings)),
+        duties=duties_of(verdict.obligations, DUE["model"]),
+        command=command,
+        training=training,
+    )
+
+
+def write_student_card(
+    model: Path, cfg: TrainStep, dataset: Path, judged: Judged, metrics: Mapping[str, object], rows: int, command: str
+) -> None:
+    """Write the card into the student's folder. `push` writes another one, with the verdict of that moment.
+
+    Args:
+        model: the student's folder.
+        dataset: the data set's artefact; one without a manifest gets no card, since nothing is known of it.
+        metrics, rows: of the training.
+        command: that resumes or repeats it.
+    """
+    if judged.manifest_sha256 is None:
+        return
+    manifest = Manifest.read(dataset / MANIFEST)
+    config = manifest.parts.get("config")
+    section = config.get("dataset") if isinstance(config, dict) else None
+    title = str(section.get("title", "")) if isinstance(section, dict) else ""
+    facts = DatasetFacts(title, judged.manifest_sha256, manifest.content, manifest.rows_out)
+    told = training_facts(cfg.train, metrics, rows)
+    card = student_card(f"Student of {title}", cfg.student, cfg.policy, judged, facts, told, without_paths(command))
+    (model / CARD).write_text(render_card(card, escape_markdown), "utf-8", newline="\n")
+
+
+def without_paths(command: str) -> str:
+    """A command without the data folder, and with the names of files instead of absolute paths: they say where things
+    lie on one machine, and may hold a user's name."""
+    words, shown = iter(shlex.split(command)), []
+    for word in words:
+        if word == "--data":
+            next(words, None)
+            continue
+        shown.append(Path(word).name if word.startswith(("/", "~")) else word)
+    return shlex.join(shown)
