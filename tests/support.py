@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def minimal_config(**sections: Any) -> dict[str, Any]:
     """The config of a run that imports completions which exist already; `sections` replace whole top-level keys."""
     return {
         "name": "small",
-        "policy": POLICY,
+        "policy": deepcopy(POLICY),
         "teachers": {"humans": {"kind": "replay", "path": "rows.jsonl", "origin": "people who wrote these tests"}},
         "student": {"model": "./student"},
         "prompts": {"sets": {"facts": {"source": {"kind": "jsonl", "path": "rows.jsonl"}}}, "validation": 0, "test": 0},

@@ -139,6 +139,7 @@ def test_the_manifest_knows_the_teacher_but_no_path_and_no_key(tmp_path, prompts
         "kind": "openai",
         "model": "m",
         "license": "Apache-2.0",
+        "licenses": ["Apache-2.0"],
         "origin": "API of p",
     }
 

@@ -1,6 +1,7 @@
 """Errors for people: three lines, a fixed exit code; and the one place that turns foreign exceptions into them."""
 
 import errno
+import pickle
 
 import pytest
 
@@ -13,6 +14,7 @@ from pipeline.core.errors import (
     LockDrift,
     LostRows,
     PipelineError,
+    PolicyRefused,
     RunLocked,
     Terminated,
     UsageError,
@@ -41,7 +43,7 @@ def test_exit_codes_are_fixed_since_other_tools_call_this_program() -> None:
         (UsageError, 2),
         (Incomplete, 3),
         (CorruptArtefact, 5),
-        (LockDrift, 5),
+        (PolicyRefused, 4),
         (LockDrift, 5),
         (RunLocked, 6),
         (Interrupted, 130),
@@ -52,9 +54,16 @@ def test_each_error_ends_with_its_code(error: type[PipelineError], code: int) ->
     assert error("what", where="here", todo="that").exit_code == code
 
 
+def test_a_refusal_by_policy_says_all_it_has_to_say_and_survives_a_worker() -> None:
+    error = PolicyRefused("what", where="here", todo="that", message="a screen\nof its own")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(error) == str(copy) == "a screen\nof its own"
+    assert str(PolicyRefused("what", where="here", todo="that")) == "error: what\n   at: here\n   do: that"
+
+
 def test_every_error_class_with_a_code_is_listed_above() -> None:
     classes = {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, PipelineError)}
-    assert len(classes) == 8
+    assert len(classes) == 9
 
 
 def test_an_error_is_three_short_lines() -> None:

@@ -377,7 +377,7 @@ class TestPlan:
             "budget.tokens": "perhaps",
             "budget.teachers.api.requests": "surely",
         }
-        lines = [line for line in shown(capsys).splitlines() if line.startswith("warning: ")]
+        lines = [line for line in shown(capsys).splitlines() if line.startswith("warning: budget")]
         assert len(lines) == 3
         assert "even the low estimate adds" in lines[0]
 

@@ -204,7 +204,7 @@ class TestAnotherContent:
         shown = capsys.readouterr()
         assert json.loads(shown.out)["locked"] == {
             "drift": [{"step": "generate", "locked": "0" * 64, "content": content}],
-            "by_recipe": ["filter", "dedup"],
+            "by_recipe": ["filter", "dedup", "dataset"],
         }
         assert f"generate: drift: the content is {content[:12]}, the lock file says 000000000000" in shown.err
         (event,) = [event for event in read_events(Path("data/runs/small")) if event["event"] == "lock_drift"]
