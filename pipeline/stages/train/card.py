@@ -45,7 +45,7 @@ def student_card(
     sources, verdict = judged.statement.sources, judged.verdict
     return ModelCard(
         name=name,
-        base=(name_of(student), *(student.base_models or {})),
+        base=(_base_name(student), *(student.base_models or {})),
         base_revision=student.revision,
         license=license_fields({each for source in sources for each in source.licenses}),
         sources=tuple(TaughtBy(each.role, each.name, each.what, each.licenses) for each in sources),
@@ -55,6 +55,11 @@ def student_card(
         command=command,
         training=training,
     )
+
+
+def _base_name(student: StudentModel) -> str:
+    """A hub id; of a folder its name in words that are no hub id, since the hub would link somebody else's model."""
+    return student.model if student.folder is None else f"{name_of(student)} (a folder)"
 
 
 def write_student_card(
@@ -88,5 +93,6 @@ def without_paths(command: str) -> str:
         if word == "--data":
             next(words, None)
             continue
-        shown.append(Path(word).name if word.startswith(("/", "~")) else word)
+        name, equals, value = word.rpartition("=")  # of `--set teachers.x.path=/home/me/rows.jsonl` as well
+        shown.append(f"{name}{equals}{Path(value).name}" if value.startswith(("/", "~")) else word)
     return shlex.join(shown)
