@@ -108,7 +108,7 @@ def test_300_random_bit_flips_are_noticed_before_use(complete: Site) -> None:
     print(f"{FLIPS} bit flips, {hit.total()} noticed (seed {SEED}): {dict(sorted(hit.items()))}")
     assert hit.total() == FLIPS
     kinds = {path.suffix for path in complete.files()}
-    assert kinds == {".parquet", ".json", ".md", ".safetensors"}
+    assert kinds == {".parquet", ".json", ".md", ".safetensors", ".txt", ""}, "texts and NOTICE are covered too"
 
 
 # -------------------------------------------------------------------------------------------------- before training
