@@ -138,7 +138,8 @@ def write(folder: Path, prompts: tuple[str, ...], teacher: dict[str, Any], **gen
 
 def native(api: Api, server: ScriptedServer, **more: Any) -> dict[str, Any]:
     """The teacher at the server; its key is where the config's default says."""
-    return {"kind": api.kind, "base_url": f"http://127.0.0.1:{server.port}{api.version}", "model": "m", **more}
+    given = {"base_url": f"http://127.0.0.1:{server.port}{api.version}", "model": "m", "license": "MIT"}
+    return {"kind": api.kind, **given, **more}
 
 
 def run(folder: Path) -> "subprocess.CompletedProcess[str]":
