@@ -113,13 +113,19 @@ def _joined(whats: Sequence[str]) -> str:
     return different[0]
 
 
+_REQUIRED = {
+    ("policy",): "is required: what are the rows and the student for? For example"
+    " policy: {intended_use: research, release: {dataset: internal, model: internal}}"
+}
+
+
 def _mistake(model: type[BaseModel], data: Any, details: ErrorDetails) -> Mistake:
     kind, context = details["type"], details.get("ctx", {})
     path = _real_path(data, details["loc"], missing=kind == "missing")
     if kind == "extra_forbidden":
         return Mistake(path, f"unknown key; {nearest(str(path[-1]), _valid_names(model, data, path[:-1]))}")
     if kind == "missing":
-        return Mistake(path, "is required", absent=True)
+        return Mistake(path, _REQUIRED.get(path, "is required"), absent=True)
     if kind == "union_tag_not_found":
         return Mistake((*path, "kind"), "is required", absent=True)
     if kind in ("union_tag_invalid", "literal_error"):

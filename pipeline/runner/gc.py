@@ -1,4 +1,4 @@
-"""Dropping what nobody refers to: results that no run links, work that no run resumes, what crashes left, quarantine.
+"""Dropping what nobody refers to: results that no run links or was made of, work that no run resumes, what crashes left.
 
 Stored answers are never touched. Results that a lock file names are kept only if its config is given: the data folder
 does not know where configs lie. A run lets go of its results when its folder under `runs/` is deleted.
@@ -6,16 +6,19 @@ does not know where configs lie. A run lets go of its results when its folder un
 
 import shutil
 import uuid
+from collections.abc import Collection as Collection_
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pipeline.core.errors import UsageError, disk_errors
+from pipeline.core.errors import CorruptArtefact, UsageError, disk_errors
+from pipeline.core.lineage import Manifest
 from pipeline.core.load import load_config
 from pipeline.core.runs import lock_holder, own_data, read_lock
-from pipeline.core.store import QUARANTINE, Store, sync_folder
+from pipeline.core.store import MANIFEST, QUARANTINE, Store, sync_folder
+from pipeline.runner.catalogue import inputs_of, kind_of
 from pipeline.runner.links import held_places, result_links, run_folders, work_links
 
 TRASH = ".trash"
@@ -105,8 +108,9 @@ def _list(data: Path, locked: set[tuple[str, str]], *, deleted: bool) -> Collect
     store = Store(data / "store")
     links = [link for folder in run_folders(data) for link in result_links(folder)]
     # Work that is not finished may have its result already: a process was killed between the commit and the link.
-    wanted = locked.union(*map(held_places, run_folders(data)), _unfinished(data))
     results = [*store.artefacts()]
+    held = locked.union(*map(held_places, run_folders(data)), _unfinished(data))
+    wanted = held | _made_of(store, results, held)
     items = [
         *(_item("result", store.path_of(*place)) for place in results if place not in wanted),
         *(_item("work", path) for path in _idle_work(data)),
@@ -122,6 +126,34 @@ def _list(data: Path, locked: set[tuple[str, str]], *, deleted: bool) -> Collect
         kept=sum(place in wanted for place in results),
         dangling=tuple(link.path for link in links if link.dangles),
     )
+
+
+def _made_of(
+    store: Store, results: Sequence[tuple[str, str]], held: Collection_[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    """The results that others are made of, back to the prompts: without them nobody could tell any more what a model
+    was trained on. Of several with equal content one is enough, so none is added where one is held."""
+    manifests = {place: found for place in results if (found := _manifest(store.path_of(*place))) is not None}
+    of_content: dict[tuple[str, str], tuple[str, str]] = {}
+    for place in sorted(manifests, key=lambda place: place not in held):
+        of_content.setdefault((place[0], manifests[place].content), place)
+    found: set[tuple[str, str]] = set()
+    left = [place for place in held if place in manifests]
+    while left:
+        for step, content in inputs_of(manifests[left.pop()]).items():
+            place = of_content.get((kind_of(step), content))
+            if place is not None and place not in found:
+                found.add(place)
+                left.append(place)
+    return found
+
+
+def _manifest(artefact: Path) -> Manifest | None:
+    """None where it cannot be read: that is `verify`'s to say."""
+    try:
+        return Manifest.read(artefact / MANIFEST)
+    except (CorruptArtefact, OSError):
+        return None
 
 
 def _idle_work(data: Path) -> Iterator[Path]:

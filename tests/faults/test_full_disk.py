@@ -46,7 +46,7 @@ def fill(disk: Path, free_kib: int) -> None:
     ("before", "room_kib"),
     [
         pytest.param(None, range(0, 480, 20), id="from the start"),
-        pytest.param("generate", range(0, 100, 4), id="after the teacher was asked"),
+        pytest.param("generate", range(0, 225, 9), id="after the teacher was asked"),
     ],
 )
 def test_a_full_disk_stops_a_run_and_room_lets_it_go_on(

@@ -126,6 +126,14 @@ class TestResults:
         assert [Path(path).parent.name for _, path in gc.listed("--delete")] == ["dataset", "dedup", "filter"]
         assert cached()
 
+    def test_what_a_linked_result_was_made_of_is_kept(self, done: Path, gc: Gc) -> None:
+        """A run that went on to an earlier step only: its data set is linked still, and its lineage stays whole."""
+        with Path("run.yaml").open("a", encoding="utf-8") as file:
+            file.write("filter: {min_chars: 16}\n")
+        assert cli.main(["run", "run.yaml", "--until", "filter"]) == 0
+        assert gc.listed("--delete") == []
+        assert cli.main(["verify"]) == 0
+
     def test_what_a_given_lock_file_names_is_kept(self, done: Path, gc: Gc) -> None:
         shutil.rmtree(FOLDER)
         assert len(gc.listed()) == 5
