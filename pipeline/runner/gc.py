@@ -133,7 +133,8 @@ def _made_of(
 ) -> set[tuple[str, str]]:
     """The results that others are made of, back to the prompts: without them nobody could tell any more what a model
     was trained on. Of several with equal content one is enough, so none is added where one is held."""
-    manifests = {place: found for place in results if (found := _manifest(store.path_of(*place))) is not None}
+    read = {place: _manifest(store.path_of(*place)) for place in results}
+    manifests = {place: manifest for place, manifest in read.items() if manifest is not None}
     of_content: dict[tuple[str, str], tuple[str, str]] = {}
     for place in sorted(manifests, key=lambda place: place not in held):
         of_content.setdefault((place[0], manifests[place].content), place)
@@ -141,10 +142,10 @@ def _made_of(
     left = [place for place in held if place in manifests]
     while left:
         for step, content in inputs_of(manifests[left.pop()]).items():
-            place = of_content.get((kind_of(step), content))
-            if place is not None and place not in found:
-                found.add(place)
-                left.append(place)
+            source = of_content.get((kind_of(step), content))
+            if source is not None and source not in found:
+                found.add(source)
+                left.append(source)
     return found
 
 
