@@ -25,6 +25,10 @@ def say_proposal(proposal: Proposal, *, as_json: bool) -> None:
     if len(proposal.items) > MOST_FILES:
         say(f"  {'':>10}  and {len(proposal.items) - MOST_FILES:,} more; --json lists them")
     say(f"  {size(proposal.bytes):>10}  in {len(proposal.items):,} files")
+    if proposal.replaced:
+        first = ", ".join(proposal.replaced[:MOST_FINDINGS])
+        more = ", …" if len(proposal.replaced) > MOST_FINDINGS else ""
+        say(safe_text(f"  replaced there: {len(proposal.replaced):,} files ({first}{more})"))
     for name in proposal.stale:
         say(safe_text(f"  removed there: {name}"))
     say(safe_text(_scan_text(proposal)))
@@ -73,6 +77,7 @@ def _proposal_json(proposal: Proposal) -> dict[str, Any]:
         "to": wish.target.where,
         "public": wish.public,
         "files": [{"name": item.name, "bytes": item.size, "sha256": item.sha256} for item in proposal.items],
+        "replaced": [*proposal.replaced],
         "stale": [*proposal.stale],
         "scan": {**asdict(scan), "scanned": scanned},
         "verdict": proposal.judged.verdict.to_json(),

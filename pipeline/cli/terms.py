@@ -8,9 +8,11 @@ import click
 
 from pipeline.cli.call import Call, Target, on_config
 from pipeline.cli.show import say, say_json
+from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.log import safe_text
 from pipeline.runner.terms import Signed, judge_plan, record_override, refuse_plan
-from pipeline.terms.overrides import Kind
+from pipeline.terms.grants import is_below
+from pipeline.terms.overrides import Kind, Override
 from pipeline.terms.verdict import Due, Finding, Verdict
 
 PATH = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -69,9 +71,19 @@ def override_command(
         say_json({"overrides": [each.to_json() for each in made]})
         return
     for each in made:
-        value = "" if each.value == "null" else f" {each.value}"
-        about = ", ".join(sorted(each.sources))
-        say(safe_text(f"{each.id}: {each.rule} {each.atom}{value} accepted for {about} until {each.expires}"))
+        say(safe_text(_recorded(each, session.loaded.config.policy)))
+
+
+def _recorded(override: Override, policy: PolicyConfig) -> str:
+    """What was written down; of an assertion that ranks too low to answer anything, that too."""
+    until = f"until {override.expires}"
+    if override.kind == "assertion":
+        void = is_below("user_asserted", policy.min_confidence)
+        note = f"; it answers nothing: policy.min_confidence = {policy.min_confidence}" if void else ""
+        return f"{override.id}: asserted {override.license} for {override.source} {until}{note}"
+    value = "" if override.value == "null" else f" {override.value}"
+    about = ", ".join(sorted(override.sources))
+    return f"{override.id}: {override.rule} {override.atom}{value} accepted for {about} {until}"
 
 
 def _lines(verdict: Verdict) -> list[str]:

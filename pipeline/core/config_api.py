@@ -21,6 +21,11 @@ def if_given(value: Json) -> Json:
     return value
 
 
+def names_if_any(names: tuple[str, ...]) -> Json:
+    """The same for names: none count like a field that is not there."""
+    return [*names]
+
+
 def tags_if_given(tags: tuple[str, str] | None) -> Json:
     """The same for a pair of tags, in the form that JSON gives it."""
     return None if tags is None else [*tags]
@@ -49,7 +54,10 @@ class ApiTeacher(ConfigModel):
     api_key: Annotated[SecretRef | None, OPERATIONAL] = None
     """Reference to an environment variable, `${env:NAME}`; never the key itself."""
     license: str = "unknown"
-    """Name of the terms that its answers come under."""
+    """Name of the terms that its answers come under, such as the licence of an open model."""
+    terms: Annotated[tuple[str, ...], CountedBy(names_if_any)] = ()
+    """Names of further terms that hold as well. Those of its provider's API need no mention where the registry knows
+    the provider."""
     limits: Annotated[Limits, OPERATIONAL] = Limits()
     """Most requests and tokens per minute."""
     concurrency: Annotated[int, Field(ge=1), OPERATIONAL] = 64

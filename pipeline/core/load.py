@@ -95,7 +95,15 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UsageError: the file is missing, too large, not UTF-8 or not such a document.
     """
-    text = _read_text(path)
+    return parse_yaml(_read_text(path), path)
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """The same for a text that stands in a file.
+
+    Raises:
+        UsageError: it is no such document; the place is counted from the text's first line.
+    """
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader, made stricter)
     except yaml.reader.ReaderError as error:

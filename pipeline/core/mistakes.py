@@ -113,7 +113,7 @@ def _joined(whats: Sequence[str]) -> str:
     return different[0]
 
 
-_REQUIRED = {
+_REQUIRED: Final[Mapping[tuple[int | str, ...], str]] = {
     ("policy",): "is required: what are the rows and the student for? For example"
     " policy: {intended_use: research, release: {dataset: internal, model: internal}}"
 }

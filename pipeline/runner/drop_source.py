@@ -130,7 +130,10 @@ def _rebuild(catalogue: Catalogue, run: str, meanings: Meanings, results: Sequen
         notes.append("no row would be left: name another teacher, or other prompts")
     if touched is not None and touched.rows > touched.removable:
         count = touched.rows - touched.removable
-        notes.append(f"{count:,} rows stay that are duplicates of rows of it: its licence holds for them too")
+        notes.append(
+            f"{count:,} of these rows are others' into which duplicates of it were merged: they leave too, unless its "
+            "licences are those of their own sources"
+        )
     command = _command(catalogue.data, run, setting, held) if setting and left != 0 else None
     if setting and left != 0 and command is None:
         notes.append("events.jsonl does not say how the run was started: add the setting to its command with --set")

@@ -1,4 +1,4 @@
-"""Dropping what nobody refers to: results that no run links or was made of, work that no run resumes, what crashes left.
+"""Dropping what nobody refers to: results that no run links or was made of, work that no run resumes, leftovers.
 
 Stored answers are never touched. Results that a lock file names are kept only if its config is given: the data folder
 does not know where configs lie. A run lets go of its results when its folder under `runs/` is deleted.

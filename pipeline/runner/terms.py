@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Final
 
-from pipeline.core.config import RunConfig
+from pipeline.core.config import DeclaredSource, RunConfig
 from pipeline.core.config_prompts import PromptSet
 from pipeline.core.errors import UsageError
 from pipeline.runner.session import Session
@@ -31,6 +32,9 @@ from pipeline.terms.verdict import Finding, Verdict
 
 logger = logging.getLogger(__name__)
 
+JUDGED: Final = frozenset({"generate", "train", "evaluate"})
+"""Steps that the terms of a config stop; `dataset` judges its rows itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -42,13 +46,35 @@ class Planned:
 
 
 def statement_of(run: RunConfig) -> Statement:
-    """The sources of a config: its teachers, its prompt sets by their cards, and the student's base.
+    """The sources of a config: its teachers, its prompt sets by their cards, and the student's base; without those
+    whose rows the config takes out of the data set.
 
     Raises:
         UsageError: a card cannot be read.
     """
-    prompts = [_prompt_source(name, each) for name, each in run.prompts.sets.items()]
-    return Statement((*(source_of(each) for each in declared_sources(run)), *prompts))
+    prompts = [
+        _prompt_source(name, each)
+        for name, each in run.prompts.sets.items()
+        if name not in run.dataset.exclude_prompt_sets
+    ]
+    declared = [source_of(each) for each in declared_sources(run) if not _is_excluded(each, run)]
+    return Statement((*declared, *prompts))
+
+
+def _is_excluded(source: DeclaredSource, run: RunConfig) -> bool:
+    return source.role == "teacher" and source.name in run.dataset.exclude_teachers
+
+
+def _left_out(run: RunConfig) -> tuple[str, ...]:
+    """A warning for each source that the verdict leaves out, since its rows leave before they ship."""
+    teachers = [("teacher", "exclude_teachers", name) for name in run.dataset.exclude_teachers]
+    sets = [("prompt set", "exclude_prompt_sets", name) for name in run.dataset.exclude_prompt_sets]
+    return tuple(
+        f"the terms of {role} {name} were not judged: `generate` makes its rows, and dataset.{field} takes them out of "
+        "the data set"
+        for role, field, name in (*teachers, *sets)
+        if role != "teacher" or name in run.generate.teachers
+    )
 
 
 def _prompt_source(name: str, prompt_set: PromptSet) -> Source:
@@ -70,6 +96,7 @@ def judge_plan(session: Session) -> Planned:
     registry, statement = load_registry(run.policy.registry), statement_of(run)
     overrides = () if run.policy.overrides is None else read_overrides(run.policy.overrides)
     verdict = judge(statement, run.policy, registry, gate="plan", overrides=overrides, today=today())
+    verdict = replace(verdict, warnings=(*verdict.warnings, *_left_out(run)))
     return Planned(verdict, statement, registry)
 
 
@@ -118,7 +145,9 @@ def record_override(session: Session, signed: Signed) -> tuple[Override, ...]:
         raise UsageError(f"{signed.rule} refuses nothing here", where=str(session.loaded.path), todo=todo)
     evidence = evidence_of(signed.evidence)
     decisions = [_decision(signed, each, evidence) for each in matching]
-    return tuple(append_override(policy.overrides, each, planned.statement, today=today()) for each in decisions)
+    return tuple(
+        append_override(policy.overrides, each, planned.statement, policy, today=today()) for each in decisions
+    )
 
 
 def _is_about(finding: Finding, source: str | None) -> bool:
@@ -142,8 +171,9 @@ def _decision(signed: Signed, finding: Finding, evidence: Evidence) -> Decision:
 
 
 def check_terms(session: Session, steps: Sequence[Step]) -> None:
-    """Refuse to start steps that would ask a teacher, where that cannot be used for what it is meant for. It costs
-    nothing here; the data set and the training are judged again by the rows that are there then.
+    """Refuse to start steps that would ask a teacher, train, or evaluate, where that cannot be used for what it is
+    meant for. It costs nothing here, and holds for steps that have a result already: an override may have expired
+    since. The data set and the training are judged again by the rows that are there then.
 
     Raises:
         PolicyRefused, UsageError, CorruptArtefact: as `check_plan`.
@@ -151,7 +181,7 @@ def check_terms(session: Session, steps: Sequence[Step]) -> None:
     overrides = session.loaded.config.policy.overrides
     if overrides is not None:
         read_overrides(overrides)  # an edited line is said as such: it also makes the steps that read it out of date
-    if not any(step.kind == "generate" for step in steps):
+    if not any(step.kind in JUDGED for step in steps):
         return
     for warning in check_plan(session).verdict.warnings:
         logger.warning("terms: %s", warning)
@@ -175,5 +205,5 @@ def refuse_plan(session: Session, planned: Planned) -> None:
     Raises:
         PolicyRefused: terms forbid it, or nobody knows them.
     """
-    path = str(session.loaded.path)
-    enforce(planned.verdict, planned.statement, session.loaded.config.policy, "plan", path)
+    path, command = str(session.loaded.path), session.command("run")
+    enforce(planned.verdict, planned.statement, session.loaded.config.policy, "plan", path, command)

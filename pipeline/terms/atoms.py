@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import Field, Strict, StringConstraints, model_validator
 
 from pipeline.core.config_base import ConfigModel
+from pipeline.core.config_policy import Country
 
 QUOTED_WORDS: Final = 40
 """A quote is a reference to a text, not a copy of it."""
@@ -80,7 +81,6 @@ DUE: Final[Mapping[str, frozenset[Trigger]]] = MappingProxyType(
 """What is passed on -> the triggers that this meets."""
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Number = Annotated[int, Strict(), Field(ge=0)]
-Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
 
 
 class DisplayIf(ConfigModel):

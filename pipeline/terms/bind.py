@@ -6,7 +6,7 @@ from typing import Final
 
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.terms.duties import owed
-from pipeline.terms.grants import Grant, grant_of, is_below, join, join_all
+from pipeline.terms.grants import Grant, Held, grant_of, is_below, join, join_all
 from pipeline.terms.licenses import UNKNOWN, parse_license
 from pipeline.terms.overrides import Override
 from pipeline.terms.records import Alternative, Registry, resolve
@@ -15,6 +15,15 @@ from pipeline.terms.statement import RowSet, Source, Statement
 
 WITH_ROWS: Final = ("teacher", "prompt")
 """Roles whose sources have rows of their own; all others have a part in every row."""
+IN_THE_DATA_SET: Final = (*WITH_ROWS, "system_prompt")
+"""Roles whose texts are handed out with a data set, whether they train or not."""
+OF_TRAINING: Final = ("no_train.", "needs_permission", "no_automated_extraction")
+"""How the names of the restrictions begin that training alone meets."""
+OF_THE_STUDENT: Final = frozenset({"train_on_outputs", "distribute_model_trained_on_outputs", "serve_product"})
+"""Triggers that no data set pulls."""
+MERGED: Final = "duplicates merged into "
+"""How the name of a source begins that stands for a licence that a duplicate brought along; no config's name has a
+blank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +71,51 @@ def bind(statement: Statement, policy: PolicyConfig, registry: Registry, overrid
     """
     grants, choices, warnings = [], list[Choice](), list[str]()
     for source in sources_there(statement):
-        if source.role not in policy.roles_that_train:
-            said = ", ".join(source.licenses) or UNKNOWN
-            warnings.append(
-                f"the terms of {source.role} {source.name} ({said}) were not judged: policy.roles_that_train has no "
-                f"{source.role}"
-            )
+        if not binds(source, policy):
             continue
         grant, chosen = _of_source(source, policy, registry)
         asserted, told = _asserted(source, overrides, policy, registry)
-        grants.append(grant if asserted is None else join(_answered(grant, told), asserted))
+        whole = grant if asserted is None else join(_answered(grant, told), asserted)
+        grants.append(whole if source.role in policy.roles_that_train else _handed_out(whole, policy))
         warnings += [] if asserted is None or told is not None else [_too_weak(source, policy)]
         choices += chosen
-    return Bound(join_all(grants), tuple(choices), tuple(warnings))
+    return Bound(join_all(grants), tuple(choices), (*unjudged(statement, policy), *warnings))
+
+
+# ---------------------------------------------------------------------------------------------- roles that do not train
+
+
+def binds(source: Source, policy: PolicyConfig) -> bool:
+    """Whether a source's terms count: where it trains, and where its texts are handed out with the data set."""
+    handed_out = source.role in IN_THE_DATA_SET and policy.release.dataset != "none"
+    return handed_out or source.role in policy.roles_that_train
+
+
+def unjudged(statement: Statement, policy: PolicyConfig) -> tuple[str, ...]:
+    """What `policy.roles_that_train` leaves out of the verdict, a line for each source that is there."""
+    lines = []
+    for source in sources_there(statement):
+        if source.role not in policy.roles_that_train:
+            said = ", ".join(source.licenses) or UNKNOWN
+            how = "judged for handing the data set out only" if binds(source, policy) else "not judged"
+            lines.append(
+                f"the terms of {source.role} {source.name} ({said}) were {how}: policy.roles_that_train has no "
+                f"{source.role}"
+            )
+    return tuple(lines)
+
+
+def _handed_out(grant: Grant, policy: PolicyConfig) -> Grant:
+    """The part that the data set alone meets: all but what is about training and the student."""
+    return Grant(frozenset(held for held in grant.held if _is_of_data_set(held, policy)), grant.records)
+
+
+def _is_of_data_set(held: Held, policy: PolicyConfig) -> bool:
+    if held.trigger is not None:
+        return held.trigger not in OF_THE_STUDENT
+    if held.atom == "internal_only":
+        return policy.release.dataset == "public"  # its rule looks at the student's release too
+    return not held.atom.startswith(OF_TRAINING)
 
 
 # ---------------------------------------------------------------------------------------------------------- the sources
@@ -105,14 +146,22 @@ def _named(rows: RowSet) -> set[tuple[str, str]]:
 
 
 def _undeclared(rows: Iterable[RowSet], sources: Sequence[Source]) -> list[Source]:
-    """Licences in the column `license_set` that no source of those rows declares. They bind as their teacher's: as what
-    is asked most of."""
-    found: dict[str, set[str]] = {}
-    for each in rows:
-        named = _named(each)
-        declared = {_plain(name) for source in sources if _name(source) in named for name in source.licenses}
-        found.setdefault(each.teacher, set()).update(name for name in each.licenses if _plain(name) not in declared)
-    return [Source("teacher", teacher, "rows of it", tuple(sorted(names))) for teacher, names in found.items() if names]
+    """Licences in the column `license_set` that no source of those rows declares, each as a source of its own: a
+    duplicate brought them along. They bind as a teacher's: as what is asked most of."""
+    found = {(each.teacher, name) for each in rows for name in _brought(each, sources)}
+    return [Source("teacher", merged_name(*each), "not declared by their sources", each[1:]) for each in sorted(found)]
+
+
+def _brought(rows: RowSet, sources: Iterable[Source]) -> tuple[str, ...]:
+    """The licences of rows that none of their own sources declares."""
+    named = _named(rows)
+    declared = {_plain(name) for source in sources if _name(source) in named for name in source.licenses}
+    return tuple(name for name in rows.licenses if _plain(name) not in declared)
+
+
+def merged_name(teacher: str, license_name: str) -> str:
+    """Name of the source that stands for a licence that duplicates brought into a teacher's rows."""
+    return f"{MERGED}{teacher}: {license_name}"
 
 
 def _plain(name: str) -> str:
@@ -122,9 +171,14 @@ def _plain(name: str) -> str:
         return UNKNOWN
 
 
-def involves(rows: RowSet, bearers: Iterable[str]) -> bool:
-    """Whether rows come from one of some sources (`teacher:main`); judges and the student have a part in every row."""
+def involves(rows: RowSet, bearers: Iterable[str], sources: Iterable[Source]) -> bool:
+    """Whether rows come from one of some sources (`teacher:main`); judges and the student have a part in every row.
+
+    Args:
+        sources: of the statement.
+    """
     named = {f"{role}:{name}" for role, name in _named(rows)}
+    named |= {f"teacher:{merged_name(rows.teacher, name)}" for name in _brought(rows, sources)}
     return any(bearer in named or bearer.split(":", 1)[0] not in WITH_ROWS for bearer in bearers)
 
 
@@ -171,7 +225,7 @@ def _asserted(
     source: Source, overrides: Sequence[Override], policy: PolicyConfig, registry: Registry
 ) -> tuple[Grant | None, str | None]:
     """What someone asserts that a source is under, and who says so; None: below what the policy asks for."""
-    own = [each for each in overrides if each.asserts(source)]
+    own = [each for each in overrides if each.asserts(source, policy)]
     if not own:
         return None, None
     names = tuple(each.license for each in own if each.license is not None)

@@ -5,16 +5,21 @@ import re
 import shlex
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.errors import PolicyRefused
 from pipeline.core.log import safe_text
+from pipeline.terms.bind import MERGED
 from pipeline.terms.grants import read_value
 from pipeline.terms.statement import Statement
 from pipeline.terms.verdict import Cited, Finding, Gate, Verdict
 
 WIDTH: Final = 110
+HEIGHT: Final = 24
+LONGEST_CONFIG: Final = 120
+"""Characters of a config's path and settings in a command."""
 OTHERS: Final = 3
 """Further refusals that are listed."""
 QUOTED: Final = 200
@@ -28,11 +33,14 @@ NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 ADVICE: Final = "This is an automated reading of public documents, perhaps wrong or out of date, and not legal advice."
 
 
-def enforce(verdict: Verdict, statement: Statement, policy: PolicyConfig, gate: Gate, where: str) -> None:
+def enforce(
+    verdict: Verdict, statement: Statement, policy: PolicyConfig, gate: Gate, where: str, command: str = ""
+) -> None:
     """Let a verdict through, or refuse.
 
     Args:
-        where: the config (or the rows) that it is about, for the message and its commands.
+        where: the config (or the rows) that it is about, for the message.
+        command: that was typed; its config, `--data` and `--set` are in the commands of the message.
 
     Raises:
         PolicyRefused: the verdict is `deny` or `undetermined`.
@@ -44,11 +52,13 @@ def enforce(verdict: Verdict, statement: Statement, policy: PolicyConfig, gate: 
         f"the terms of {_sources(first, statement)} do not allow it: {first.rule} {_clip(first.name)}",
         where=where,
         todo="use another source, say in `policy` what is meant to be done, or record a permission",
-        message=screen(verdict, statement, policy, gate, where),
+        message=screen(verdict, statement, policy, gate, where, command),
     )
 
 
-def screen(verdict: Verdict, statement: Statement, policy: PolicyConfig, gate: Gate, where: str) -> str:
+def screen(
+    verdict: Verdict, statement: Statement, policy: PolicyConfig, gate: Gate, where: str, command: str = ""
+) -> str:
     """The refusal: at most 24 lines of 110 columns, where no single word (a path, say) is longer; text of documents and
     configs cannot steer a terminal.
 
@@ -56,19 +66,35 @@ def screen(verdict: Verdict, statement: Statement, policy: PolicyConfig, gate: G
         verdict: one that refuses.
     """
     first, *others = verdict.refusals
-    config = shlex.quote(where) if where.endswith((".yaml", ".yml")) else "CONFIG"
-    lines = [
+    config = _config_of(where, command)
+    above = [
         *_head(first, verdict, policy, gate),
         *_wrapped(f"  {_rows(first, statement)}", 2)[:2],
         *_terms(first.cited[0]),
         *_wrapped(f"  Why now: {_clip(first.why, QUOTED)}.", 11)[:2],
         "  What you can do, the cheapest first:",
         *_fixes(first, gate, config),
-        *_others(others, statement, config),
+    ]
+    below = [
         *([f"  Full text: {_plain(first.cited[0].source_url)}"] if first.cited[0].source_url else []),
         f"  {ADVICE}",
     ]
+    room = min(OTHERS, HEIGHT - len(above) - len(below) - 1)  # one for their heading
+    lines = [*above, *_others(others, statement, config, room), *below]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _config_of(where: str, command: str) -> str:
+    """The words that name the config and how it was changed, so that a command with them is about the same run.
+
+    Where they are very long it is the config alone, and `CONFIG` where nobody knows it.
+    """
+    words = shlex.split(command)
+    if words[:3] == ["python", "-m", "pipeline"] and len(words) > 4:
+        kept = [word for pair in pairwise(words[5:]) if pair[0] in ("--data", "--set") for word in pair]
+        whole = shlex.join([words[4], *([] if kept[:2] == ["--data", "data"] else kept[:2]), *kept[2:]])
+        return whole if len(whole) <= LONGEST_CONFIG else shlex.quote(words[4])
+    return shlex.quote(where) if where.endswith((".yaml", ".yml")) else "CONFIG"
 
 
 def _head(first: Finding, verdict: Verdict, policy: PolicyConfig, gate: Gate) -> list[str]:
@@ -90,7 +116,12 @@ def _rows(finding: Finding, statement: Statement) -> str:
         return f"It is about {said}."
     left = f"; {finding.rows_left:,} remain without them" if finding.rows_left else ""
     share = finding.rows / statement.rows if statement.rows else 0.0
-    return f"{finding.rows:,} of {statement.rows:,} rows ({share:.1%}) come from {said}{left}."
+    counted = f"{finding.rows:,} of {statement.rows:,} rows ({share:.1%})"
+    brought = [bearer.partition(":")[2] for bearer in finding.sources if bearer.startswith(f"teacher:{MERGED}")]
+    if len(brought) == len(finding.sources):
+        carried = _clip(", ".join(dict.fromkeys(name.partition(": ")[2] for name in brought)))
+        return f"{counted} carry {carried} from a merged duplicate{left}."
+    return f"{counted} come from {said}{left}."
 
 
 def _sources(finding: Finding, statement: Statement) -> str:
@@ -122,16 +153,17 @@ def _terms(cited: Cited) -> list[str]:
     return _wrapped(said, 9)[:4]
 
 
-def _others(others: Sequence[Finding], statement: Statement, config: str) -> list[str]:
-    if not others:
+def _others(others: Sequence[Finding], statement: Statement, config: str, room: int) -> list[str]:
+    if not others or room < 1:
         return []
     lines = ["  Refused as well:"]
-    for finding in others[:OTHERS]:
+    for finding in others[:room]:
         rows = "" if finding.rows is None else f"{finding.rows:,} rows of "
         line = f"    {finding.rule} {_clip(finding.name)}: {rows}{_sources(finding, statement)}"
         lines.append(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…")
-    if len(others) > OTHERS:
-        lines[-1:] = [f"    and {len(others) - OTHERS + 1} more: python -m pipeline licenses check {config}"]
+    if len(others) > room:
+        more = f"    and {len(others) - room + 1} more: python -m pipeline licenses check {config}"
+        lines[-1] = more if len(more) <= WIDTH else f"{more.partition(':')[0]}: `licenses check` lists all"
     return lines
 
 
@@ -156,6 +188,8 @@ def _leave_out(finding: Finding, gate: Gate, config: str) -> tuple[str, str]:
     names = [bearer.partition(":")[2] for bearer in finding.sources]
     role = sorted(roles)[0]
     key = {"teacher": "exclude_teachers", "prompt": "exclude_prompt_sets"}.get(role)
+    if any(name.startswith(MERGED) for name in names):
+        return "leave out its source", "dataset: {exclude_teachers: [the teacher that a duplicate came from]}"
     if gate == "plan" or len(roles) > 1 or key is None or not finding.rows_left:
         words = " or ".join(sorted(_word(role).removeprefix("the ") for role in roles))
         return "use another source", f"another {words} in the config"

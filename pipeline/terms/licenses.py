@@ -5,12 +5,14 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from license_expression import get_spdx_licensing
+from license_expression import ExpressionError, get_spdx_licensing
 
 UNKNOWN: Final = "unknown"
 LONGEST_NAME: Final = 200
 SPDX_CHARS: Final = re.compile(r"[A-Za-z0-9.+:() -]+")
 """Characters of licence expressions (SPDX 2.3, annex D)."""
+NO_EXPRESSION: Final = (ExpressionError, LookupError, AssertionError, AttributeError, RecursionError)
+"""What license-expression (30.4) raises on texts that are no expressions, such as `() MIT` or `( and or-later`."""
 
 # fmt: off
 HUB_IDS: Final = frozenset(
@@ -67,10 +69,20 @@ def parse_license(text: str) -> License:
         raise ValueError("a licence is an SPDX expression or a short printable name")
     if SPDX_CHARS.fullmatch(name) is None:  # license-expression fails on some of these names
         return License(name, spdx=False)
-    checked = _spdx().validate(name)
-    if checked.errors or checked.normalized_expression is None:
+    expression = _spdx_expression(name)
+    if expression is None:
         return License(UNKNOWN if name.casefold() == UNKNOWN else name, spdx=False)
-    return License(checked.normalized_expression, spdx=True)
+    return License(expression, spdx=True)
+
+
+def _spdx_expression(name: str) -> str | None:
+    """In its canonical form; None: it is none."""
+    try:
+        checked = _spdx().validate(name)
+    except NO_EXPRESSION:
+        return None
+    found: str | None = checked.normalized_expression
+    return None if checked.errors else found
 
 
 def hub_license(names: set[str]) -> dict[str, str]:

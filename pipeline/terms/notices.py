@@ -8,6 +8,7 @@ from typing import Final
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.lineage import digest_json
 from pipeline.core.stage import Json
+from pipeline.terms.bind import WITH_ROWS, involves, unjudged
 from pipeline.terms.licenses import UNKNOWN, hub_license
 from pipeline.terms.records import Registry, TermRecord, resolve
 from pipeline.terms.statement import Source, Statement
@@ -133,7 +134,7 @@ def notices_of(
     """
     terms = tuple(_terms(statement.sources, registry, policy))
     texts = {term.file: term.text.text.strip() + "\n" for term in terms if term.file is not None and term.text}
-    listed = licenses_md(statement, terms, obligations, escape)
+    listed = licenses_md(statement, terms, obligations, escape, unjudged(statement, policy))
     return Notices(terms, {**texts, NOTICE: notice(statement, obligations), LICENSES_MD: listed})
 
 
@@ -204,11 +205,21 @@ def _line(text: str) -> str:
 
 
 def licenses_md(
-    statement: Statement, terms: Sequence[Term], obligations: Sequence[Due], escape: Callable[[str], str]
+    statement: Statement,
+    terms: Sequence[Term],
+    obligations: Sequence[Due],
+    escape: Callable[[str], str],
+    left_out: Sequence[str] = (),
 ) -> str:
-    """LICENSES.md: which documents bind which sources, and what they ask for."""
+    """LICENSES.md: which documents bind which sources, and what they ask for.
+
+    Args:
+        left_out: what was not judged, a line each.
+    """
     parts = ["# Licences and terms", "", *_sources_table(statement, terms, escape), ""]
     parts += ["## What they ask for", "", *_obligations_table(obligations, escape), ""]
+    if left_out:
+        parts += ["## What was not judged in full", "", *(f"- {escape(line)}" for line in left_out), ""]
     missing = [escape(name) for name in missing_of(terms)]
     if missing:
         parts += ["## Texts that are not along", "", "Nobody here has the text of these; read them at their source."]
@@ -241,11 +252,10 @@ def _sources_table(statement: Statement, terms: Sequence[Term], escape: Callable
 
 def rows_of(statement: Statement, source: Source) -> int | None:
     """Rows that come from a source; None for sources that no row comes from (the student's base)."""
-    if source.role == "teacher":
-        return sum(each.rows for each in statement.row_sets if each.teacher == source.name)
-    if source.role == "prompt":
-        return sum(each.rows for each in statement.row_sets if source.name in each.prompt_sets)
-    return None
+    if source.role not in WITH_ROWS:
+        return None
+    named = (f"{source.role}:{source.name}",)
+    return sum(each.rows for each in statement.row_sets if involves(each, named, statement.sources))
 
 
 def _obligations_table(obligations: Sequence[Due], escape: Callable[[str], str]) -> list[str]:

@@ -18,8 +18,10 @@ from typing import IO, Annotated, Final, Literal, cast
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from pipeline.core.config_base import ConfigModel
+from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.errors import CorruptArtefact, UsageError, disk_errors
 from pipeline.core.lineage import canonical_json, digest_json, file_sha256
+from pipeline.core.log import safe_text
 from pipeline.core.stage import Json
 from pipeline.core.versions import collect_versions
 from pipeline.terms.licenses import parse_license
@@ -27,14 +29,17 @@ from pipeline.terms.statement import Source, Statement
 
 FIRST: Final = "0" * 64
 """What the first line names as the one before it."""
-LONGEST_YEAR: Final = timedelta(days=366)
+LONGEST_YEAR: Final = timedelta(days=365)
 SHORTEST_REASON: Final = 20
+LONGEST_NAME: Final = 200
+ASSERTED_RULE: Final = "LG-001"
+"""What an assertion answers: that nobody knows the terms."""
 LONGEST_LINE: Final = 1 << 16
 TODO: Final = "take the file back from version control; `python -m pipeline licenses override` appends to it"
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_NAME)]
 Kind = Literal["permission", "interpretation", "assertion"]
 
 
@@ -91,15 +96,17 @@ class Override(ConfigModel):
             raise ValueError("an assertion, and nothing else, names a source and its licence")
         if self.source is not None and self.source not in self.sources:
             raise ValueError("an assertion is for its own source")
+        if self.kind == "assertion" and self.rule != ASSERTED_RULE:
+            raise ValueError(f"an assertion answers {ASSERTED_RULE} only: it names terms, and lifts none")
         return self
 
     def to_json(self) -> dict[str, Json]:
         """As plain JSON."""
         return cast(dict[str, Json], self.model_dump(mode="json"))
 
-    def asserts(self, source: Source) -> bool:
-        """Whether it says what a source is under."""
-        return self.source == bearer_of(source) and self.sources.get(bearer_of(source)) == scope_of(source)
+    def asserts(self, source: Source, policy: PolicyConfig) -> bool:
+        """Whether it says what a source is under, for what the policy means to do."""
+        return self.source == bearer_of(source) and self.sources.get(bearer_of(source)) == scope_of(source, policy)
 
     @property
     def seal(self) -> str:
@@ -137,33 +144,55 @@ def bearer_of(source: Source) -> str:
     return f"{source.role}:{source.name}"
 
 
-def scope_of(source: Source) -> str:
-    """What an override is bound to: 64 hex digits over what a source is and its terms, whatever else is there.
+def scope_of(source: Source, policy: PolicyConfig) -> str:
+    """What an override is bound to: 64 hex digits over what a source is, its revision and its terms, and what is meant
+    to be done (use and release), whatever else is there.
 
     Facts that are known only later (hashes of weights, models that answered) do not count, so that a permission that
     was recorded before the first request holds at all gates.
     """
-    return digest_json([source.role, source.name, source.what, [*sorted(source.licenses)], source.family])
+    what = [source.role, source.name, source.what, source.facts.get("revision")]
+    meant: list[Json] = [policy.intended_use, policy.release.dataset, policy.release.model]
+    return digest_json([*what, [*sorted(source.licenses)], source.family, meant])
 
 
-def scopes_of(statement: Statement) -> dict[str, str]:
+def scopes_of(statement: Statement, policy: PolicyConfig) -> dict[str, str]:
     """`teacher:main` -> its scope."""
-    return {bearer_of(source): scope_of(source) for source in statement.sources}
+    return {bearer_of(source): scope_of(source, policy) for source in statement.sources}
 
 
 def evidence_of(path: Path) -> Evidence:
     """A file as evidence.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, it is empty, or its name cannot be written down.
     """
     try:
-        return Evidence(name=path.name, sha256=file_sha256(path))
+        what = _unusable(path)
+        found = None if what is not None else Evidence(name=path.name, sha256=file_sha256(path))
     except OSError as error:
-        what = f"the evidence cannot be read: {error.strerror}"
-        raise UsageError(
-            what, where=str(path), todo="name a file with the permission, the contract or a note"
-        ) from error
+        what, found = f"the evidence cannot be read: {error.strerror}", None
+    if found is None:
+        todo = "name a file with the permission, the contract or a note"
+        raise UsageError(str(what), where=_printable(path), todo=todo)
+    return found
+
+
+def _printable(path: Path) -> str:
+    return safe_text(str(path).encode("utf-8", "backslashreplace").decode())
+
+
+def _unusable(path: Path) -> str | None:
+    """Why a file is no evidence; None: it is."""
+    if len(path.name) > LONGEST_NAME:
+        return f"the name of the evidence has more than {LONGEST_NAME} characters"
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "the name of the evidence is not UTF-8"
+    if not path.name.strip():
+        return "the name of the evidence is blank"
+    return "the evidence is empty" if path.stat().st_size == 0 else None
 
 
 def read_overrides(path: Path) -> tuple[Override, ...]:
@@ -171,7 +200,9 @@ def read_overrides(path: Path) -> tuple[Override, ...]:
 
     Raises:
         CorruptArtefact: a line was edited, moved, dropped or cut; it names the file and the line.
+        UsageError: it is a folder.
     """
+    _refuse_folder(path)
     if not path.exists():
         return ()
     with disk_errors(str(path), "give read access, then run the same command again"):
@@ -179,8 +210,19 @@ def read_overrides(path: Path) -> tuple[Override, ...]:
     return _checked(data, path)
 
 
-def append_override(path: Path, decision: Decision, statement: Statement, *, today: date) -> Override:
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        todo = "name a file that is kept in version control: policy: {overrides: configs/overrides.jsonl}"
+        raise UsageError("policy.overrides is a folder", where=str(path), todo=todo)
+
+
+def append_override(
+    path: Path, decision: Decision, statement: Statement, policy: PolicyConfig, *, today: date
+) -> Override:
     """Write down a decision about some sources, at the end of a file, for good.
+
+    Args:
+        policy: what is meant to be done: it holds for that.
 
     Returns:
         It as it was written.
@@ -190,6 +232,7 @@ def append_override(path: Path, decision: Decision, statement: Statement, *, tod
         CorruptArtefact: the file was changed by something else.
         Incomplete: the disk is full or write-protected; nothing was written.
     """
+    _refuse_folder(path)
     with disk_errors(str(path), "make room or give write access, then run the same command again"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -197,7 +240,7 @@ def append_override(path: Path, decision: Decision, statement: Statement, *, tod
             file.seek(0)
             written = file.read()
             _checked(written, path)
-            made = _made(decision, statement, _last_digest(written), today)
+            made = _made(decision, scopes_of(statement, policy), _last_digest(written), today)
             _append(file, _line(made), len(written))
         _sync_folder(path.parent)
     return made
@@ -222,12 +265,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _made(decision: Decision, statement: Statement, before: str, today: date) -> Override:
+def _made(decision: Decision, scopes: Mapping[str, str], before: str, today: date) -> Override:
     given: dict[str, Json] = {
         "rule": decision.rule,
         "atom": decision.atom,
         "value": decision.value,
-        "sources": {name: scope for name, scope in scopes_of(statement).items() if name in decision.sources},
+        "sources": {name: scope for name, scope in scopes.items() if name in decision.sources},
         "kind": decision.kind,
         "source": decision.source,
         "license": decision.license,
@@ -322,13 +365,15 @@ class Active:
         return bearer in self.scopes and override.sources.get(bearer) == self.scopes[bearer]
 
 
-def active(overrides: Sequence[Override], statement: Statement, today: date) -> Active:
-    """Those overrides that hold today for sources of a statement."""
-    scopes = scopes_of(statement)
+def active(overrides: Sequence[Override], statement: Statement, policy: PolicyConfig, today: date) -> Active:
+    """Those overrides that hold today for sources of a statement and what the policy means to do."""
+    scopes = scopes_of(statement, policy)
     holding, warnings = [], []
     for each in overrides:
         if not each.sources.items() & scopes.items():
-            warnings.append(f"override {each.id} of {each.rule} is for other sources and does not hold here")
+            warnings.append(
+                f"override {each.id} of {each.rule} is for other sources, another use or release: it does not hold"
+            )
         elif not each.created <= today <= each.expires:
             warnings.append(f"override {each.id} of {each.rule} held until {each.expires} and has expired")
         else:

@@ -50,7 +50,7 @@ def judge(
     Raises:
         UsageError: a choice of the policy is none of its expression's alternatives.
     """
-    holding = active(overrides, statement, today)
+    holding = active(overrides, statement, policy, today)
     bound = bind(statement, policy, registry, holding.overrides)
     found = _findings(bound, statement, policy, registry, holding)
     due = _obligations(bound, policy, registry)
@@ -153,7 +153,7 @@ def _of_conflict(conflict: Conflict, statement: Statement, registry: Registry, h
 def _rows(statement: Statement, sources: Sequence[str]) -> tuple[int | None, int | None]:
     if not statement.row_sets:
         return None, None
-    rows = sum(each.rows for each in statement.row_sets if involves(each, sources))
+    rows = sum(each.rows for each in statement.row_sets if involves(each, sources, statement.sources))
     return rows, statement.rows - rows
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import yaml
-from license_expression import ExpressionError, Licensing
+from license_expression import Licensing
 from pydantic import BeforeValidator, StringConstraints, ValidationError
 
 from pipeline.core.config_base import ConfigModel
@@ -21,9 +21,11 @@ from pipeline.core.load import read_yaml, refusal
 from pipeline.core.mistakes import mistakes_in
 from pipeline.core.stage import Json
 from pipeline.terms.atoms import Atom, ObligationAtom, RestrictionAtom, Text, Trigger
-from pipeline.terms.licenses import UNKNOWN, parse_license
+from pipeline.terms.licenses import NO_EXPRESSION, UNKNOWN, parse_license
 
 BUILT_IN: Final = Path(__file__).parent / "registry"
+NOBODYS: Final = frozenset({UNKNOWN, "noassertion"})
+"""Names, in lower case, that say that nobody knows the terms: no record of one's own can give them a meaning."""
 MOST_ALTERNATIVES: Final = 64
 """Of one expression; every further OR may double them."""
 
@@ -149,8 +151,8 @@ def load_registry(extra: Path | None = None) -> Registry:
         extra: folder with `*.yaml`, one record a file.
 
     Raises:
-        UsageError: a file is no valid record, two records claim one name, or `includes` names no record or runs in a
-            circle; it names the file.
+        UsageError: a file is no valid record, two records claim one name, one claims `unknown` or `NOASSERTION`, or
+            `includes` names no record or runs in a circle; it names the file.
     """
     built_in = _built_in()
     if extra is None:
@@ -183,6 +185,8 @@ def _validated(path: Path, data: Any) -> TermRecord:
 
 
 def _registry(built_in: Mapping[Path, TermRecord], own: Mapping[Path, TermRecord]) -> Registry:
+    for path, record in own.items():
+        _refuse_nobodys(path, record)
     replaced = {record.id.casefold() for record in own.values() if record.replaces}
     files = {path: record for path, record in built_in.items() if record.id.casefold() not in replaced}
     files |= own
@@ -196,6 +200,14 @@ def _registry(built_in: Mapping[Path, TermRecord], own: Mapping[Path, TermRecord
     for path, record in files.items():
         _follow(registry, record, path, ())
     return registry
+
+
+def _refuse_nobodys(path: Path, record: TermRecord) -> None:
+    for name in (record.id, *record.aliases):
+        if name.casefold() in NOBODYS:
+            what = f"{name!r} stands for terms that nobody knows, and can be the name of no record"
+            todo = "give the record a name of its own, and name that where its terms hold"
+            raise UsageError(what, where=str(path), todo=todo)
 
 
 def _claimed(
@@ -271,7 +283,7 @@ def _alternatives(
         return frozenset({(_canonical(text, registry),)})
     try:
         parsed = Licensing().parse(text.replace("/", _SLASH), simple=True)
-    except ExpressionError:
+    except NO_EXPRESSION:
         parsed = None
     if parsed is None:
         return frozenset({(_canonical(text, registry),)})

@@ -149,7 +149,9 @@ def _territory(held: Held, at: Situation) -> Ruling:
     excluded = _countries(cast(list[str], read_value(held.value)))
     if not at.policy.territory:
         listed = ", ".join(sorted(cast(list[str], read_value(held.value))))
-        return Ruling("noted", f"{held.record} excludes {listed}, and policy.territory names no country", warn=True)
+        is_public = "public" in (at.policy.release.dataset, at.policy.release.model)
+        effect: Effect = "undetermined" if is_public else "noted"
+        return Ruling(effect, f"{held.record} excludes {listed}, and policy.territory names no country", warn=True)
     met = sorted(excluded & _countries(at.policy.territory))
     said = f"policy.territory = [{', '.join(at.policy.territory)}]"
     return Ruling("deny" if met else "passed", said)

@@ -43,19 +43,20 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-def check_dataset(dataset: Path, student: Source, policy: PolicyConfig, today: date) -> Judged:
+def check_dataset(dataset: Path, student: Source, policy: PolicyConfig, today: date, command: str = "") -> Judged:
     """Judge a data set before a row of it is read; its stored verdict is not believed.
 
     Args:
         dataset: its artefact folder.
         student: the base that is trained on it.
+        command: that was typed, for the commands in the message.
 
     Raises:
         PolicyRefused: its terms forbid what the policy means to do, or nobody knows them.
         CorruptArtefact: its manifest, or the file of overrides, was changed.
     """
     judged = judge_dataset(dataset, student, policy, "train", today)
-    enforce(judged.verdict, judged.statement, policy, "train", str(dataset))
+    enforce(judged.verdict, judged.statement, policy, "train", str(dataset), command)
     return judged
 
 

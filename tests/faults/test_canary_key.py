@@ -147,8 +147,8 @@ def write(folder: Path, kind: str, server: ScriptedServer) -> Project:
     """A project of one kind of API whose key is in `VARIABLE`."""
     project = Project.write(folder, server, PROMPTS)
     teacher = {"kind": kind, "base_url": server.url, "model": "m", "api_key": f"${{env:{VARIABLE}}}", "concurrency": 2}
-    teacher["license"] = "MIT"  # else the provider's own terms would be judged
-    project.change(teachers={"api": teacher | ({"provider": "scripted"} if kind == "openai" else {})})
+    teacher |= {"license": "MIT", "provider": "scripted"}  # else the terms of the kind's provider would be judged
+    project.change(teachers={"api": teacher})
     return project
 
 

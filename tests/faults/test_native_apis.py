@@ -138,8 +138,9 @@ def write(folder: Path, prompts: tuple[str, ...], teacher: dict[str, Any], **gen
 
 def native(api: Api, server: ScriptedServer, **more: Any) -> dict[str, Any]:
     """The teacher at the server; its key is where the config's default says."""
-    given = {"base_url": f"http://127.0.0.1:{server.port}{api.version}", "model": "m", "license": "MIT"}
-    return {"kind": api.kind, **given, **more}
+    given = {"base_url": f"http://127.0.0.1:{server.port}{api.version}", "model": "m"}
+    neutral = {"license": "MIT", "provider": "scripted"}  # else the terms of the kind's provider would be judged
+    return {"kind": api.kind, **given, **neutral, **more}
 
 
 def run(folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -164,7 +165,7 @@ def holds_key(folder: Path) -> list[Path]:
 class TestOneRunOfEachApi:
     def test_each_answer_ends_as_what_it_is_and_is_asked_for_once(self, tmp_path: Path, api: Api) -> None:
         with ScriptedServer(playing(api)) as server:
-            write(tmp_path, CASES, native(api, server, license="MIT"))
+            write(tmp_path, CASES, native(api, server))
             done = run(tmp_path)
             assert done.returncode == 0, done.stderr
             assert Counter(server.prompts) == {case: 2 if case in PASSING else 1 for case in CASES}
@@ -180,7 +181,7 @@ class TestOneRunOfEachApi:
             assert rejects(tmp_path) == {"refused": "refusal" if api.kind == "anthropic" else "content_filter"}
             manifest = json.loads((tmp_path / "data/runs/small/generate/manifest.json").read_text("utf-8"))
             facts = {name: manifest["metrics"]["teachers"]["api"][name] for name in ("kind", "model", "origin")}
-            assert facts == {"kind": api.kind, "model": "m", "origin": f"API of {api.kind}"}
+            assert facts == {"kind": api.kind, "model": "m", "origin": "API of scripted"}
             before = len(server.seen)
             assert run_cli("generate", "run.yaml", "--force", cwd=tmp_path).returncode == 0, "and without a key"
             assert len(server.seen) == before

@@ -183,9 +183,7 @@ class TestKills:
         out = tmp_path / "out"
         arguments = ["push", "run.yaml", "--what", "dataset", "--to", str(out), "--yes"]
         assert run_cli(*arguments, cwd=made.folder).returncode == 0
-        before = files_of(out)
-        (out / "NOTICE").write_text("of an older push")
-        older = files_of(out)
+        before = older = files_of(out)
         (tmp_path / "killed.py").write_text(KILLED)
         command = [sys.executable, str(tmp_path / "killed.py"), *arguments]
         killed = subprocess.run(command, cwd=made.folder, env=cli_env(), capture_output=True, check=False)

@@ -76,7 +76,10 @@ class TestOneThreshold:
         steps = status(capsys)
         assert steps["filter"]["reasons"] == ["filter.min_chars: 1 -> 15"]
         assert [name for name in ROW_STEPS if steps[name]["state"] == "done"] == ["prompts", "generate"]
-        assert [steps[name]["reasons"] for name in ("dedup", "dataset")] == [["follows filter"], ["follows dedup, filter"]]
+        assert [steps[name]["reasons"] for name in ("dedup", "dataset")] == [
+            ["follows filter"],
+            ["follows dedup, filter"],
+        ]
         assert run() == ["filter", "dedup", "dataset"]
         assert server.prompts == []
         assert {status(capsys)[name]["state"] for name in ROW_STEPS} == {"done"}

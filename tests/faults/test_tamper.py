@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli
+from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.lineage import DigestCache, Manifest, path_digest, step_key
 from pipeline.core.load import load_config
 from pipeline.core.runs import link_artefact
@@ -152,6 +153,7 @@ class TestOverrides:
         """Two decisions in the file that the config names, the first of which was edited afterwards."""
         path = done / "overrides.jsonl"
         source = Source("teacher", "humans", "people", ("unknown",))
+        policy = PolicyConfig.model_validate(POLICY)
         for reason in ("They said so in writing, on paper.", "And once more in front of two witnesses."):
             decision = Decision(
                 rule="LG-001",
@@ -164,7 +166,7 @@ class TestOverrides:
                 evidence=Evidence(name="paper.pdf", sha256="a" * 64),
                 expires=date.today() + timedelta(days=30),
             )
-            append_override(path, decision, Statement((source,)), today=date.today())
+            append_override(path, decision, Statement((source,)), policy, today=date.today())
         write_project(done, policy={**POLICY, "overrides": path.name})
         pretend_trainable(done)
         make_dataset()

@@ -90,6 +90,53 @@ class TestPlan:
         assert "policy.intended_use" in done.stderr and "policy.release.model" in done.stderr
 
 
+class TestExcluded:
+    """The cheapest way on works: without one source's rows the plan, the data set and the training pass."""
+
+    def test_a_source_whose_rows_do_not_ship_stops_nothing(self, tmp_path: Path, server: ScriptedServer) -> None:
+        path = project(tmp_path, server, {**COMMERCIAL, "competes_with": {"openai": "no"}})
+        two = {"facts": {"source": {"kind": "jsonl", "path": "rows.jsonl"}, "card": "card.yaml"},
+               "bad": {"source": {"kind": "jsonl", "path": "bad.jsonl"}, "card": "bad.yaml"}}  # fmt: skip
+        rows = (tmp_path / "rows.jsonl").read_text("utf-8")
+        (tmp_path / "bad.jsonl").write_text(rows.replace('prompt": "', 'prompt": "Please: '), "utf-8")
+        (tmp_path / "bad.yaml").write_text("license: CC-BY-NC-4.0\n", "utf-8")
+        added = ("--set", f"prompts.sets={json.dumps(two)}")
+        assert path.is_file()
+        done = run_cli("plan", "run.yaml", *added, cwd=tmp_path)
+        assert done.returncode == 4 and "LG-002" in done.stderr
+        without = (*added, "--set", 'dataset.exclude_prompt_sets=["bad"]')
+        done = run_cli("run", "run.yaml", "--until", "dataset", *without, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "the terms of prompt set bad were not judged" in done.stderr
+
+    def test_of_two_teachers_the_excluded_one_stops_nothing(self, tmp_path: Path, server: ScriptedServer) -> None:
+        project(tmp_path, server, COMMERCIAL)
+        both = {"api": teacher(server), "free": teacher(server, provider="deepseek")}
+        added = ("--set", f"teachers={json.dumps(both)}", "--set", "generate.route={kind: all, teachers: [api, free]}")
+        done = run_cli("plan", "run.yaml", *added, cwd=tmp_path)
+        assert done.returncode == 4, done.stderr
+        done = run_cli("plan", "run.yaml", *added, "--set", 'dataset.exclude_teachers=["api"]', "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        warnings = json.loads(done.stdout)["terms"]["warnings"]
+        assert any("the terms of teacher api were not judged" in each for each in warnings)
+
+
+class TestLaterSteps:
+    @pytest.mark.parametrize("step", ["train", "evaluate"])
+    def test_training_and_evaluating_are_refused_by_the_plan_as_well(
+        self, tmp_path: Path, server: ScriptedServer, step: str
+    ) -> None:
+        """A permission that has expired ends a step that has its result, too."""
+        project(tmp_path, server, COMMERCIAL)
+        done = run_cli(step, "run.yaml", cwd=tmp_path)
+        assert done.returncode == 4 and "LG-012" in done.stderr
+
+    @pytest.mark.parametrize("step", ["filter", "dedup", "report"])
+    def test_steps_that_ask_and_train_nobody_are_not(self, tmp_path: Path, server: ScriptedServer, step: str) -> None:
+        project(tmp_path, server, COMMERCIAL)
+        assert "LICENCE GATE" not in run_cli(step, "run.yaml", cwd=tmp_path).stderr
+
+
 class TestOverride:
     OVERRIDE = ("--reason", "the provider's legal team wrote that it is fine", "--person", "A. Person <a@example.org>")
 
@@ -115,6 +162,22 @@ class TestOverride:
         assert done.returncode == 2 and "year" in done.stderr
         assert run_cli("plan", "run.yaml", cwd=tmp_path).returncode == 4
 
+    @pytest.mark.parametrize(("least", "void"), [("user_asserted", False), ("mirrored", True)])
+    def test_an_assertion_is_said_as_one_and_where_it_answers_nothing(
+        self, tmp_path: Path, server: ScriptedServer, least: str, void: bool
+    ) -> None:
+        policy = {**COMMERCIAL, "overrides": "o.jsonl", "competes_with": {"openai": "no"}, "min_confidence": least}
+        project(tmp_path, server, policy)
+        (tmp_path / "card.yaml").write_text("license: unknown\n", "utf-8")
+        (tmp_path / "letter.txt").write_text("We agree.\n", "utf-8")
+        given = ("--evidence", "letter.txt", *self.OVERRIDE, "--expires", _in_days(9), "--kind", "assertion")
+        named = ("--source", "prompt:facts", "--license", "MIT")
+        done = run_cli("licenses", "override", "LG-001", "run.yaml", *given, *named, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "asserted MIT for prompt:facts until" in done.stdout and "accepted" not in done.stdout
+        assert ("it answers nothing: policy.min_confidence = mirrored" in done.stdout) == void
+        assert run_cli("plan", "run.yaml", cwd=tmp_path).returncode == (4 if void else 0)
+
     def test_needs_a_file_and_a_rule_that_refuses(self, tmp_path: Path, server: ScriptedServer) -> None:
         project(tmp_path, server, COMMERCIAL)
         (tmp_path / "letter.txt").write_text("We agree.\n", "utf-8")
@@ -138,6 +201,8 @@ class TestRows:
         done = run_cli("dataset", "run.yaml", *stricter, cwd=tmp_path)
         assert done.returncode == 4, done.stderr
         assert "12 of 12 rows (100.0%) come from teacher `api`" in done.stderr
+        assert "CONFIG" not in done.stderr
+        assert "licenses override LG-012 run.yaml" in done.stderr
         assert not (tmp_path / "data/runs/small/dataset").exists()
 
     def test_training_is_judged_by_the_data_sets_own_records(self, tmp_path: Path, server: ScriptedServer) -> None:

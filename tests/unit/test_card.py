@@ -180,6 +180,21 @@ class TestTheBody:
         )
         assert "LG\\-001" in body and "unknown terms were let through (`allow_unknown`)" in body
 
+    @pytest.mark.parametrize(("policy", "how"), [(PUBLIC, "judged for handing the data set out only"),
+                                                 (POLICY, "not judged")])  # fmt: skip
+    def test_what_the_policy_leaves_out_is_said_and_not_taken_for_free(
+        self, tmp_path: Path, policy: dict[str, Any], how: str
+    ) -> None:
+        if policy is POLICY:
+            policy = {**POLICY, "release": {"dataset": "none", "model": "none"}}
+        facts = facts_of(policy={**policy, "roles_that_train": ["student_base"]})
+        _, body = written(tmp_path, facts)
+        assert "No restriction is known" not in body
+        assert how in body and "policy.roles\\_that\\_train has no teacher" in body
+        assert how in facts.notices.files["LICENSES.md"]
+        _, body = written(tmp_path, facts_of())
+        assert "Not judged" not in body
+
     def test_the_funnel_adds_up_in_print(self, tmp_path: Path) -> None:
         _, body = written(tmp_path, facts_of(passed=(Passed("filter", 1200, 1000, {"too_long": 150, "empty": 50}),)))
         assert "| filter | 1,200 | 1,000 | 50 empty, 150 too\\_long |" in body

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.errors import CorruptArtefact, PolicyRefused, UsageError
 from pipeline.core.lineage import canonical_json
 from pipeline.core.record import Record
@@ -112,6 +113,31 @@ class TestExcluding:
         _, result = made(tmp_path, [*rows_of(set=2), merged], exclude_prompt_sets=["other"])
         assert result.rejected == {"excluded:prompt_set:other": 1}
 
+    def test_a_row_leaves_for_a_licence_that_an_excluded_teachers_duplicate_brought(self, tmp_path: Path) -> None:
+        cfg = a_step(a_model("big", "Apache-2.0"), a_model("small", NC), policy=PUBLIC, exclude_teachers=["small"])
+        merged = a_record(row_id="9" * 32, teacher="big", license_set=("Apache-2.0", NC, "MIT"))
+        _, result = run_stage(tmp_path, [*rows_of(set=2), merged], cfg, sources=KNOWN, manifests=MANIFESTS)
+        assert (result.rows_out, result.rejected) == (2, {"excluded:teacher:small": 1})
+
+    def test_a_row_stays_whose_own_sources_are_under_the_excluded_teachers_licence(self, tmp_path: Path) -> None:
+        cfg = a_step(a_model("big", "Apache-2.0"), a_model("small", "MIT"), policy=PUBLIC, exclude_teachers=["small"])
+        _, result = run_stage(tmp_path, rows_of(set=2), cfg, sources=KNOWN, manifests=MANIFESTS)
+        assert (result.rows_out, result.rejected) == (2, {})
+
+    def test_a_merged_duplicate_is_a_source_with_a_name_of_its_own(self, tmp_path: Path) -> None:
+        cfg = a_step(a_model("big", "Apache-2.0"), policy=RESEARCH)
+        merged = a_record(row_id="9" * 32, teacher="big", license_set=("Apache-2.0", NC, "MIT"))
+        out, _ = run_stage(tmp_path, [*rows_of(set=2), merged], cfg, sources=KNOWN, manifests=MANIFESTS)
+        croissant = json.loads((out / "croissant.json").read_text("utf-8"))
+        used = [each["@id"] for each in croissant["prov:wasDerivedFrom"]]
+        agents = [each["@id"] for each in croissant["prov:wasGeneratedBy"]["prov:wasAssociatedWith"]]
+        assert len({*used, *agents}) == len(used) + len(agents) >= 3
+        assert (out / "NOTICE").read_text("utf-8").count("- teacher big: ") == 1
+        assert f"- teacher duplicates merged into big: {NC}: " in (out / "NOTICE").read_text("utf-8")
+        assert "| 1 |" in next(
+            line for line in (out / "README.md").read_text("utf-8").splitlines() if "| duplicates merged" in line
+        )
+
     def test_what_left_does_not_change_what_ships(self, tmp_path: Path) -> None:
         (tmp_path / "less").mkdir()
         (tmp_path / "more").mkdir()
@@ -209,7 +235,8 @@ class TestWhatPeopleSignedFor:
 
     def signed(self, folder: Path, statement: Statement) -> dict[str, Any]:
         path = folder / "overrides.jsonl"
-        append_override(path, self.DECISION, statement, today=date(2026, 11, 23))
+        policy = PolicyConfig.model_validate(PUBLIC)
+        append_override(path, self.DECISION, statement, policy, today=date(2026, 11, 23))
         return {**PUBLIC, "overrides": str(path)}
 
     def test_it_opens_the_gate_for_these_sources_and_stays_in_sight(self, tmp_path: Path) -> None:

@@ -168,10 +168,10 @@ class TestRebuilding:
         touched = [each["runs"] for each in drop("b")["results"] if each["stage"] == "dataset"]
         assert touched == [["small"]]
 
-    def test_rows_that_stay_under_its_licence_are_told(self, done: Path, drop: Drop) -> None:
+    def test_rows_that_a_duplicate_of_it_was_merged_into_are_told(self, done: Path, drop: Drop) -> None:
         (rebuild,) = drop("second")["rebuilds"]
         assert rebuild["rows_left"] == 4
-        assert "1 rows stay that are duplicates of rows of it" in rebuild["note"]
+        assert "1 of these rows are others' into which duplicates of it were merged: they leave too" in rebuild["note"]
 
     def test_what_is_excluded_already_stays_so(self, done: Path, drop: Drop) -> None:
         run("run", "run.yaml", "--until", "dataset", "--set", 'dataset.exclude_teachers=["first"]')

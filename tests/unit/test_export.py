@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.core.errors import CorruptArtefact, PolicyRefused, UsageError
+from pipeline.core.errors import CorruptArtefact, ExitCode, PolicyRefused, Terminated, UsageError
 from pipeline.core.record import RECORD_SCHEMA, Message, Record, ToolCall, to_table, write_parquet
 from pipeline.runner.export import Exported, export
 from pipeline.runner.export.forms import FORMS, Refused, entries
@@ -39,6 +39,10 @@ def converted(folder: Path, form: str, **changes: Any) -> Any:
 
 def answer(content: str = "3", **changes: Any) -> tuple[Message, ...]:
     return (Message("assistant", content, **changes),)
+
+
+def called(arguments: str) -> tuple[Message, ...]:
+    return answer("", tool_calls=(ToolCall("f", arguments),))
 
 
 class TestMessages:
@@ -82,6 +86,13 @@ class TestSharegpt:
         ]
         assert [tool["name"] for tool in json.loads(said["tools"])] == ["add"]
 
+    def test_numbers_that_stay_what_they_are_are_said(self, tmp_path: Path) -> None:
+        said = converted(
+            tmp_path, "sharegpt", completion=called('{"a": 0.5, "b": 1.50, "c": 1e3, "d": 123456789012345678901}')
+        )
+        told = json.loads(said["conversations"][-1]["value"])["arguments"]
+        assert told == {"a": 0.5, "b": 1.5, "c": 1000.0, "d": 123456789012345678901}
+
     def test_columns_that_a_reader_asks_for_are_there_although_empty(self, tmp_path: Path) -> None:
         said = converted(tmp_path, "sharegpt")
         assert (said["system"], said["tools"]) == ("", "")
@@ -101,6 +112,14 @@ class TestSharegpt:
             ({"completion": answer("", reasoning_content="r", tool_calls=(CALL,))}, "text_beside_a_tool_call"),
             ({"completion": answer("", tool_calls=(ToolCall("f", "{"),))}, "arguments_are_no_json_object"),
             ({"completion": answer("", tool_calls=(ToolCall("f", "[1]"),))}, "arguments_are_no_json_object"),
+            ({"completion": called('{"a": 1, "a": 2}')}, "arguments_hold_a_key_twice"),
+            ({"completion": called('{"x": {"a": 1, "a": 2}}')}, "arguments_hold_a_key_twice"),
+            ({"completion": called('{"a": NaN}')}, "arguments_hold_a_number_that_would_change"),
+            ({"completion": called('{"a": 1e999}')}, "arguments_hold_a_number_that_would_change"),
+            ({"completion": called('{"a": 0.1000000000000000055}')}, "arguments_hold_a_number_that_would_change"),
+            ({"completion": called('{"a": "\\ud800"}')}, "arguments_are_no_json_object"),
+            ({"tools": TOOLS.replace('"type"', '"strict": true, "type"', 1)}, "tools_say_more_than_functions"),
+            ({"tools": TOOLS.replace('"adds"', '"adds", "description": "b"')}, "tools_hold_a_key_twice"),
             ({"completion": answer("x", reasoning_content="a </think> b")}, "reasoning_holds_its_own_mark"),
             ({"completion": (*answer(), USER)}, "ends_without_an_answer"),
         ],
@@ -246,6 +265,37 @@ class TestExporting:
         with pytest.raises(UsageError, match="holds something else"):
             export(opened(), "jsonl", tmp_path)
         assert files_of(tmp_path) == {"mine.txt": b"mine"}
+
+    def test_an_export_that_somebody_changed_is_left_alone(self, tmp_path: Path) -> None:
+        export(opened(), "jsonl", tmp_path / "out")
+        (tmp_path / "out" / "train.jsonl").write_text("edited")
+        with pytest.raises(UsageError, match=r"train\.jsonl was changed"):
+            export(opened(), "jsonl", tmp_path / "out")
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "export.json").write_text("{}")
+        with pytest.raises(UsageError, match="holds something else"):
+            export(opened(), "jsonl", tmp_path / "mine")
+
+    @pytest.mark.parametrize(
+        ("folder", "what"),
+        [
+            ("data/runs/x", "overlap"),
+            ("data", "overlap"),
+            ("run.yaml/x", "the target cannot be written"),
+            ("/proc/x", "the target cannot be written"),
+        ],
+    )
+    def test_where_no_folder_can_be_is_refused(self, folder: str, what: str) -> None:
+        with pytest.raises(UsageError, match=what) as error:
+            export(opened(), "jsonl", Path(folder))
+        assert "--data" not in str(error.value) and error.value.exit_code == 2
+
+    def test_a_signal_ends_it_with_its_own_code(self, tmp_path: Path) -> None:
+        session = opened()
+        session.stop.request(ExitCode.TERMINATED)
+        with pytest.raises(Terminated) as error:
+            export(session, "jsonl", tmp_path / "out")
+        assert error.value.exit_code == 143 and not (tmp_path / "out").exists()
 
     def test_a_split_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no such rows"):

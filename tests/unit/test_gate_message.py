@@ -38,12 +38,13 @@ def refused(
     rows: tuple[RowSet, ...] = (),
     gate: Gate = "plan",
     where: str = "configs/own.yaml",
+    command: str = "",
     **policy: Any,
 ) -> PolicyRefused:
     statement, chosen = Statement((*sources, student()), rows), a_policy(**policy)
     verdict = judge(statement, chosen, a_registry(FREE, *records), gate=gate, today=TODAY)
     with pytest.raises(PolicyRefused) as caught:
-        enforce(verdict, statement, chosen, gate, where)
+        enforce(verdict, statement, chosen, gate, where, command)
     lines = str(caught.value).splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 110
@@ -158,6 +159,37 @@ class TestFixes:
         error = refused(base, records=(a_record("it", "noncommercial"),), rows=self.ROWS[:1], gate="train")
         assert "1. use another source     another student's base in the config" in str(error)
 
+    @pytest.mark.parametrize(
+        ("typed", "words"),
+        [
+            ("run configs/own.yaml --data data --until train", ["configs/own.yaml"]),
+            ("dataset c.yaml --data /tmp/d --force", ["c.yaml", "--data", "/tmp/d"]),
+            ("train 'a b.yaml' --data data --set 'x=[1, 2]'", ["a b.yaml", "--set", "x=[1, 2]"]),
+            (f"run c.yaml --data data --set x={'y' * 200}", ["c.yaml"]),
+        ],
+    )
+    def test_where_rows_are_refused_the_commands_are_about_the_config_that_was_typed(
+        self, typed: str, words: list[str]
+    ) -> None:
+        sources = (teacher("free", name="a"), teacher("free", name="b"), prompts("it"), prompts("free", name="other"))
+        text = str(
+            refused(*sources, records=(a_record("it", "noncommercial"),), rows=self.ROWS, gate="dataset",
+                    where="data/store/dedup/rows", command=f"python -m pipeline {typed}")
+        )  # fmt: skip
+        begin = text.index("python -m pipeline run")
+        command = shlex.split(text[begin : text.index("    2. ")].replace("\\\n", " "))
+        expected = ["run", *words, "--set", 'dataset.exclude_prompt_sets=["set"]']
+        assert command == ["python", "-m", "pipeline", *expected]
+        assert "CONFIG" not in text
+
+    def test_rows_that_carry_a_duplicates_licence_are_said_to(self) -> None:
+        rows = (RowSet(9, "a", ("set",), ("free",)), RowSet(1, "a", ("set",), ("free", "CC-BY-NC-4.0")))
+        nc = a_record("CC-BY-NC-4.0", "noncommercial")
+        text = str(refused(teacher("free", name="a"), prompts("free"), records=(nc,), rows=rows, gate="dataset"))
+        assert "1 of 10 rows (10.0%) carry CC-BY-NC-4.0 from a merged duplicate; 9 remain without them." in text
+        assert "dataset: {exclude_teachers: [the teacher that a duplicate came from]}" in text
+        assert "exclude_teachers=" not in text
+
     @pytest.mark.parametrize("where", ["configs/my own.yaml", "a'b.yaml"])
     def test_a_path_is_quoted_so_that_the_command_can_be_copied(self, where: str) -> None:
         text = str(refused(GPT, records=(OPENAI,), where=where))
@@ -197,6 +229,13 @@ class TestHostileText:
     def test_a_very_long_first_finding_leaves_room_for_the_others(self) -> None:
         records = [a_record("it", *(("needs_permission", f"maker {number} " + "x " * 300) for number in range(9)))]
         assert "and 6 more" in str(refused(teacher("it"), records=tuple(records)))
+
+    def test_commands_with_many_settings_leave_less_room_for_the_others(self) -> None:
+        records = [a_record("it", *(("needs_permission", f"maker {number} " + "x " * 300) for number in range(9)))]
+        sets = " ".join(f"--set a.b.c.{number}={number}{number}{number}" for number in range(5))
+        typed = f"python -m pipeline run configs/own.yaml --data data {sets}"
+        text = str(refused(teacher("it"), records=tuple(records), command=typed))
+        assert "more: `licenses check` lists all" in text
 
 
 def test_an_allowed_verdict_passes_silently() -> None:

@@ -1,9 +1,11 @@
 """Names of licences, and what a hub card may say about them."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.terms.licenses import HUB_IDS, OTHER_HUB_IDS, License, hub_license, parse_license
-from pipeline.terms.records import load_registry
+from pipeline.terms.records import load_registry, resolve
 
 
 @pytest.mark.parametrize(
@@ -15,6 +17,9 @@ from pipeline.terms.records import load_registry
         ("Llama 3 Community", "Llama 3 Community", False),
         ("Unknown", "unknown", False),
         ("((", "((", False),
+        ("() GPL-2.0", "() GPL-2.0", False),  # license-expression raises IndexError, not its own error
+        ("( and or-later", "( and or-later", False),
+        ("MIT () and", "MIT () and", False),
     ],
 )
 def test_spdx_where_it_is_spdx_and_a_name_elsewhere(text: str, name: str, spdx: bool) -> None:
@@ -25,6 +30,15 @@ def test_spdx_where_it_is_spdx_and_a_name_elsewhere(text: str, name: str, spdx: 
 def test_what_is_no_name(text: str) -> None:
     with pytest.raises(ValueError, match="SPDX"):
         parse_license(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(words=st.lists(st.sampled_from(["(", ")", "and", "OR", "with", "MIT", "or-later", "+", "-", ":"]), min_size=1))
+def test_whatever_is_written_with_an_expressions_words_is_a_name(words: list[str]) -> None:
+    text = " ".join(words)[:200]
+    found = parse_license(text)
+    assert found.spdx or found.name == " ".join(text.split())
+    assert len(resolve(text, load_registry(), {})) >= 1
 
 
 def test_hub_ids_are_spdx_ids() -> None:

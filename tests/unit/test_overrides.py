@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import os
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.errors import CorruptArtefact, UsageError
 from pipeline.core.lineage import canonical_json, digest_json
 from pipeline.terms.overrides import Decision, Evidence, Override, append_override, evidence_of, read_overrides
@@ -29,11 +31,14 @@ DECISION = Decision(
 RECORD = a_record("it", ("no_train.competing", "maker"))
 SOURCES = (teacher("it"), student())
 STATEMENT = Statement(SOURCES)
+MEANT = a_policy()
 
 
-def write(path: Path, *changes: dict[str, Any], statement: Statement = STATEMENT) -> tuple[Override, ...]:
+def write(
+    path: Path, *changes: dict[str, Any], statement: Statement = STATEMENT, policy: PolicyConfig = MEANT
+) -> tuple[Override, ...]:
     for change in changes or ({},):
-        append_override(path, dataclasses.replace(DECISION, **change), statement, today=TODAY)
+        append_override(path, dataclasses.replace(DECISION, **change), statement, policy, today=TODAY)
     return read_overrides(path)
 
 
@@ -77,6 +82,25 @@ class TestFile:
         with pytest.raises(UsageError, match="cannot be read"):
             evidence_of(tmp_path / "nothing.pdf")
 
+    @pytest.mark.parametrize("name", ["a" * 201, os.fsdecode(b"letter-\xff.txt"), "  "], ids=ascii)
+    def test_evidence_whose_name_cannot_be_written_down_is_refused(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(b"signed")
+        with pytest.raises(UsageError, match="the name of the evidence") as caught:
+            evidence_of(tmp_path / name)
+        str(caught.value).encode()
+
+    def test_empty_evidence_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "letter.txt").touch()
+        with pytest.raises(UsageError, match="is empty"):
+            evidence_of(tmp_path / "letter.txt")
+
+    def test_a_folder_is_no_file_of_overrides(self, path: Path) -> None:
+        path.mkdir()
+        with pytest.raises(UsageError, match="is a folder"):
+            read_overrides(path)
+        with pytest.raises(UsageError, match="is a folder"):
+            write(path)
+
 
 class TestDecision:
     @pytest.mark.parametrize(
@@ -85,13 +109,14 @@ class TestDecision:
             {"reason": "too short"},
             {"reason": " " * 40},
             {"person": " "},
-            {"expires": TODAY + timedelta(days=367)},
+            {"expires": TODAY + timedelta(days=366)},
             {"expires": TODAY - timedelta(days=1)},
             {"rule": "no rule"},
             {"sources": ("teacher:other",)},
             {"kind": "assertion"},
             {"kind": "assertion", "source": "prompt:set", "license": "MIT"},
             {"license": "MIT"},
+            {"kind": "assertion", "source": "teacher:main", "license": "MIT"},  # LG-012: no terms that nobody knows
         ],
         ids=str,
     )
@@ -207,6 +232,21 @@ class TestHolding:
         verdict = verdict_on((other, student()), RECORD, overrides=overrides)
         assert not verdict.passes
         assert "is for other sources" in verdict.warnings[0]
+
+    def test_it_is_for_the_revision_that_was_there(self, path: Path) -> None:
+        at = {name: Source("teacher", "main", "maker:model", ("it",), None, {"revision": name}) for name in "ab"}
+        overrides = write(path, statement=Statement((at["a"], student())))
+        assert verdict_on((at["a"], student()), RECORD, overrides=overrides).passes
+        later = dataclasses.replace(at["a"], facts={"revision": "a", "identity": "known after the first request"})
+        assert verdict_on((later, student()), RECORD, overrides=overrides).passes
+        assert not verdict_on((at["b"], student()), RECORD, overrides=overrides).passes
+
+    @pytest.mark.parametrize("other", [("commercial", "internal", "public"), ("commercial", "public", "internal"),
+                                       ("research", "public", "public")])  # fmt: skip
+    def test_it_is_for_the_use_and_the_release_that_were_meant(self, path: Path, other: tuple[str, str, str]) -> None:
+        overrides = write(path, policy=a_policy(*other))
+        assert verdict_on(SOURCES, RECORD, overrides=overrides, policy=a_policy(*other)).passes
+        assert not verdict_on(SOURCES, RECORD, overrides=overrides).passes
 
     def test_another_source_under_the_same_terms_is_refused(self, path: Path) -> None:
         overrides = write(path)

@@ -1,13 +1,18 @@
 """Verdicts: what each atom does in each role, what is owed, what contradicts, and what only warns."""
 
+import os
 from datetime import date
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
+from pipeline.core.config_policy import COUNTRIES, files_of_policy
+from pipeline.core.errors import UsageError
 from pipeline.terms.atoms import RestrictionAtom
 from pipeline.terms.grants import grant_of
-from pipeline.terms.rules import CONFLICTS, RULES, UNLISTED
+from pipeline.terms.rules import CONFLICTS, EU, RULES, UNLISTED
 from pipeline.terms.statement import RowSet, Source
 from pipeline.terms.verdict import Finding, Verdict
 from tests.terms_cases import a_policy, a_record, a_registry, prompts, student, teacher, verdict_on
@@ -124,10 +129,42 @@ class TestUse:
         policy = a_policy(territory=territory)
         assert outcome(teacher("it"), ("territory_exclude", excluded), policy=policy) == expected
 
-    def test_an_exclusion_without_a_territory_warns(self) -> None:
-        verdict = verdict_on((teacher("it"),), a_record("it", ("territory_exclude", ["EU"])))
+    @pytest.mark.parametrize("scopes", [("internal", "none"), ("none", "internal"), ("internal", "internal")])
+    def test_an_exclusion_without_a_territory_warns_where_nothing_is_public(self, scopes: tuple[str, str]) -> None:
+        policy = a_policy(dataset=scopes[0], model=scopes[1])
+        verdict = verdict_on((teacher("it"),), a_record("it", ("territory_exclude", ["EU"])), policy=policy)
         assert verdict.outcome == "allow"
         assert verdict.warnings == ("teacher main: it excludes EU, and policy.territory names no country",)
+
+    @pytest.mark.parametrize("scopes", [("public", "none"), ("none", "public"), ("public", "internal")])
+    def test_what_is_public_reaches_every_country_so_that_an_exclusion_asks_for_a_territory(
+        self, scopes: tuple[str, str]
+    ) -> None:
+        policy = a_policy(dataset=scopes[0], model=scopes[1])
+        verdict = verdict_on((teacher("it"),), a_record("it", ("territory_exclude", ["EU"])), policy=policy)
+        assert verdict.outcome == "undetermined"
+        assert finding(verdict, "LG-007").why == "it excludes EU, and policy.territory names no country"
+
+    @pytest.mark.parametrize(
+        ("written", "read"), [("DE", "DE"), ("EU", "EU"), ("UK", "GB"), ("GB", "GB"), (False, "NO")]
+    )
+    def test_countries_are_codes_of_iso_3166(self, written: object, read: str) -> None:
+        assert a_policy(territory=[written]).territory == (read,)
+
+    @pytest.mark.parametrize("written", ["XX", "EN", "ZZ", "de", "DEU", "Germany", "", 49, True])
+    def test_what_is_no_country_is_refused(self, written: object) -> None:
+        with pytest.raises(ValidationError):
+            a_policy(territory=[written])
+
+    def test_records_name_countries_alike(self) -> None:
+        excluded = a_record("it", ("territory_exclude", ["UK"]))
+        assert verdict_on((teacher("it"),), excluded, policy=a_policy(territory=["GB"])).outcome == "deny"
+        with pytest.raises(ValidationError):
+            a_record("it", ("territory_exclude", ["XX"]))
+
+    def test_the_codes_are_those_of_the_standard(self) -> None:
+        assert len(COUNTRIES) == 250 and "EU" in COUNTRIES
+        assert EU <= COUNTRIES and not {"UK", "XK", "AN", "SU", "YU"} & COUNTRIES
 
     @pytest.mark.parametrize("atom", [("use_policy", "https://x"), ("gated", "a/b"), "terminate_on_guardrail_bypass"])
     def test_what_holds_for_use_is_recorded_and_stops_nothing(self, atom: Any) -> None:
@@ -241,6 +278,36 @@ class TestRoles:
             "the terms of embedder e (it) were not judged: policy.roles_that_train has no embedder",
         )
 
+    @pytest.mark.parametrize("role", ["prompt", "teacher", "system_prompt"])
+    def test_what_is_handed_out_is_judged_although_it_does_not_train(self, role: Any) -> None:
+        source, student_only = Source(role, "x", "x", ("it",)), {"roles_that_train": ["student_base"]}
+        for atom in ("no_redistribute_dataset", "noncommercial", "research_only", "unknown", "internal_only"):
+            policy = a_policy(**student_only)
+            verdict = verdict_on((source,), a_record("it", atom), policy=policy)
+            assert not verdict.passes, atom
+            assert verdict.warnings[0] == (
+                f"the terms of {role} x (it) were judged for handing the data set out only: policy.roles_that_train "
+                f"has no {role}"
+            )
+            inside = a_policy(dataset="none", **student_only)
+            verdict = verdict_on((source,), a_record("it", atom), policy=inside)
+            assert verdict.passes and "were not judged: " in verdict.warnings[0]
+
+    @pytest.mark.parametrize("atom", ["no_train.any", ("needs_permission", "x"), "no_automated_extraction"])
+    def test_what_only_training_meets_is_left_out_with_the_role(self, atom: Any) -> None:
+        owes = (
+            ("notice_file", "n", "distribute_model_trained_on_outputs"),
+            ("license_copy", None, "distribute_dataset"),
+        )
+        policy = a_policy(roles_that_train=["student_base"])
+        verdict = verdict_on((prompts("it"),), a_record("it", atom, owes=owes), policy=policy)
+        assert verdict.findings == ()
+        assert [due.atom for due in verdict.obligations] == ["license_copy"]
+
+    def test_a_student_for_everybody_is_no_matter_of_prompts_that_do_not_train_it(self) -> None:
+        policy = a_policy(dataset="internal", roles_that_train=["student_base"])
+        assert verdict_on((prompts("it"),), a_record("it", "internal_only"), policy=policy).passes
+
     def test_the_policy_says_which_roles_train(self) -> None:
         policy = a_policy(roles_that_train=["embedder"])
         verdict = verdict_on((Source("embedder", "e", "e", ("it",)),), a_record("it", "no_train.any"), policy=policy)
@@ -281,6 +348,21 @@ class TestRows:
         assert verdict_on(self.SOURCES, self.BAD, rows=rows, gate="train").outcome == "deny"
         rows = (RowSet(1, "b", ("set",), ("free", "unknown")),)
         assert verdict_on(self.SOURCES, self.BAD, rows=rows, gate="train").outcome == "undetermined"
+
+    def test_of_a_merged_duplicate_only_the_rows_that_carry_its_licence_count(self) -> None:
+        rows = (RowSet(9, "b", ("set",), ("free",)), RowSet(1, "b", ("set",), ("free", "bad")),
+                RowSet(4, "b", ("set",), ("free", "unknown")))  # fmt: skip
+        found = finding(verdict_on(self.SOURCES, self.BAD, rows=rows, gate="dataset"), "LG-010")
+        assert (found.rows, found.rows_left) == (1, 13)
+        assert found.sources == ("teacher:duplicates merged into b: bad",)
+
+    def test_a_row_whose_own_prompts_are_under_that_licence_is_none_of_them(self) -> None:
+        rows = (RowSet(1, "b", ("set",), ("free", "nc")), RowSet(5, "b", ("other",), ("free", "nc")))
+        sources = (*self.SOURCES, prompts("nc", name="other"))
+        found = finding(verdict_on(sources, a_record("nc", "noncommercial"), rows=rows, gate="dataset"), "LG-002")
+        assert found.rows == 6
+        alone = finding(verdict_on(sources, a_record("nc", "noncommercial"), rows=rows[:1], gate="dataset"), "LG-002")
+        assert (alone.rows, alone.sources) == (1, ("teacher:duplicates merged into b: nc",))
 
     def test_a_finding_of_prompts_counts_the_rows_that_a_duplicate_was_merged_into(self) -> None:
         rows = (RowSet(2, "b", ("set", "other"), ("free", "bad")), RowSet(5, "b", ("set",), ("free",)))
@@ -462,3 +544,18 @@ class TestOutcome:
             "clause": "1",
             "quote": "words of no_train.any",
         }
+
+
+class TestFiles:
+    def test_of_a_folder_each_counts_by_its_name(self, tmp_path: Path) -> None:
+        (tmp_path / "é").mkdir()
+        (tmp_path / "é" / "a.yaml").write_text("")
+        assert files_of_policy(a_policy(registry=tmp_path)) == {"policy.registry.é/a.yaml": tmp_path / "é" / "a.yaml"}
+
+    @pytest.mark.parametrize("setting", ["registry", "texts"])
+    def test_a_name_that_is_not_utf_8_is_refused_with_its_folder(self, tmp_path: Path, setting: str) -> None:
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/note-\xff.txt"))).write_text("")
+        with pytest.raises(UsageError) as caught:
+            files_of_policy(a_policy(**{setting: tmp_path}))
+        assert caught.value.where == f"policy.{setting}: {tmp_path}"
+        assert "not UTF-8" in caught.value.what

@@ -1,8 +1,10 @@
 """`push`: what is published, to whom, under which name; and what it refuses before anything is sent."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ DATASET = [
     "manifest.json",
 ]
 STUDENT = [
+    ".pushed.json",
     "LICENSES.md",
     "LICENSES/MIT.txt",
     "NOTICE",
@@ -72,6 +75,17 @@ def proposed(what: What, to: Path | str, **wish: object) -> Proposal:
     return propose(opened(), Wish(what, target_of(str(to), None), **wish))  # type: ignore[arg-type]
 
 
+def seal_anew(folder: Path) -> None:
+    """Make the manifest of a pushed data set say what lies there, as if that had been pushed."""
+    manifest = Manifest.read(folder / "manifest.json")
+    files = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files_of(folder).items()
+        if name != "manifest.json"
+    }
+    (folder / "manifest.json").write_text(replace(manifest, files=files).to_json())
+
+
 def push(what: What, to: Path | str, **wish: object) -> str:
     return publish(proposed(what, to, **wish), lambda: None)
 
@@ -113,6 +127,14 @@ class TestWhatIsPublished:
         assert (meta["license"], meta["datasets"]) == ("mit", ["me/data"])
         assert "# Pupil\\-1" in text and "python -m pipeline run run.yaml" in text
 
+    def test_the_card_of_a_student_names_no_folder(self) -> None:
+        session = opened()
+        session = replace(session, loaded=replace(session.loaded, overrides=("a.path=/home/jane/x",)))
+        proposal = propose(session, Wish("model", target_of("/nowhere-yet", None)))
+        text = next(item for item in proposal.items if item.name == "README.md").text()
+        assert "base_model" not in read_front_matter(text) and "student (a folder)" in text.replace("\\", "")
+        assert "jane" not in text and "run run.yaml --set a.path=x" in text
+
     def test_the_same_is_published_twice_alike(self, tmp_path: Path) -> None:
         push("model", tmp_path / "a" / "x")
         push("model", tmp_path / "b" / "x")
@@ -125,7 +147,9 @@ class TestTargets:
         out = tmp_path / "out"
         push("dataset", out)
         (out / "data" / "train-00000-of-00009.parquet").write_bytes(b"of an earlier push")
+        seal_anew(out)
         proposal = proposed("dataset", out)
+        assert proposal.replaced == tuple(DATASET)
         assert proposal.stale == ("data/train-00000-of-00009.parquet",)
         publish(proposal, lambda: None)
         assert sorted(files_of(out)) == DATASET
@@ -136,6 +160,60 @@ class TestTargets:
         with pytest.raises(UsageError, match=r"thesis\.tex"):
             push("dataset", tmp_path)
         assert sorted(files_of(tmp_path)) == ["thesis.tex"]
+
+    def test_a_model_that_no_push_made_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "model.safetensors").write_text("weeks of training")
+        with pytest.raises(UsageError, match=r"something else, such as model\.safetensors"):
+            push("model", tmp_path / "mine")
+        assert files_of(tmp_path / "mine") == {"model.safetensors": b"weeks of training"}
+
+    @pytest.mark.parametrize(("what", "file"), [("model", "model.safetensors"), ("dataset", "README.md")])
+    def test_what_somebody_changed_in_a_pushed_folder_is_left_alone(
+        self, tmp_path: Path, what: What, file: str
+    ) -> None:
+        push(what, tmp_path / "out")
+        proposal = proposed(what, tmp_path / "out")
+        (tmp_path / "out" / file).write_text("changed by hand")
+        with pytest.raises(UsageError, match="was changed since"):
+            proposed(what, tmp_path / "out")
+        with pytest.raises(UsageError, match="was changed since"):
+            publish(proposal, lambda: None)
+        assert files_of(tmp_path / "out")[file] == b"changed by hand"
+
+    def test_a_result_of_another_store_is_no_earlier_push(self, here: Made, tmp_path: Path) -> None:
+        shutil.copytree(here.dataset.path, tmp_path / "copy")
+        for name in [*files_of(tmp_path / "copy")]:
+            if not is_allowed(name, "dataset"):
+                (tmp_path / "copy" / name).unlink()
+        manifest = Manifest.read(tmp_path / "copy" / "manifest.json")
+        assert manifest.versions["host"] == HOST
+        seal_anew(tmp_path / "copy")
+        with pytest.raises(UsageError, match="holds something else"):
+            push("dataset", tmp_path / "copy")
+
+    def test_nothing_in_the_data_folder_is_a_target(self, here: Made, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(Path("data").resolve())
+        for to in (here.dataset.path, "data", "data/new", tmp_path / "link" / "new", "file://data/new", "."):
+            with pytest.raises(UsageError, match="overlap"):
+                proposed("dataset", to)
+
+    def test_a_link_inside_a_target_is_refused(self, tmp_path: Path) -> None:
+        push("dataset", tmp_path / "out")
+        (tmp_path / "out" / "data" / "train-9.parquet").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UsageError, match="symbolic link"):
+            push("dataset", f"LOCAL://{tmp_path}/out")
+
+    @pytest.mark.parametrize("to", ["run.yaml/x", "/proc/x", "run.yaml/x/y", "x" * 300])
+    def test_where_nothing_can_be_written_is_said_before_or_instead_of_a_traceback(self, to: str) -> None:
+        with pytest.raises(UsageError, match="the target cannot be written") as error:
+            push("dataset", to)
+        assert "--data" not in str(error.value) and error.value.exit_code == 2
+
+    @pytest.mark.parametrize("name", ["", "data", "me/data/x", "a b/c", "me/data\nlicense: mit"])
+    def test_a_data_set_that_the_hub_cannot_have_is_not_named(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(UsageError, match="no data set of the Hub"):
+            proposed("model", tmp_path / "out", hub_ids=(name,))
 
     def test_a_link_is_no_folder(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
@@ -164,6 +242,13 @@ class TestTargets:
             ("hf://me/-data", "no repository"),
             ("s3://key:secret@bucket/x", "holds credentials"),
             ("s3://bucket/x?token=secret", "holds credentials"),
+            ("s3://secret@bucket/x", "holds credentials"),
+            ("hf://me:secret@host/x", "holds credentials"),
+            ("file://me:secret@host/x", "holds credentials"),
+            ("simplecache::s3://key:secret@bucket/x", "holds credentials"),
+            ("s3://[secret@x", "holds credentials"),
+            ("simplecache::file:///srv/x", "leads to a local folder or the Hub"),
+            ("simplecache::hf://datasets/me/x", "leads to a local folder or the Hub"),
             ("memory://", "names no place"),
             ("", "empty or the root"),
             ("/", "empty or the root"),
@@ -186,7 +271,8 @@ class TestTargets:
     def test_names_of_targets(self) -> None:
         assert Folder(Path("a/Llama-x")).name == Remote("s3://b/Llama-x").name == "Llama-x"
         assert target_of("hf://me/Llama-x", None).name == "Llama-x"
-        assert target_of("file:///srv/x", None) == Folder(Path("/srv/x"))
+        for address in ("file:///srv/x", "FILE:///srv/x", "local:///srv/x"):
+            assert target_of(address, None) == Folder(Path("/srv/x"))
 
 
 class TestDamage:
@@ -330,6 +416,15 @@ class TestScan:
         assert proposal.scan.scanned.allowed == {"email": 1}
         publish(proposal, lambda: None)
         assert sorted(files_of(tmp_path / "out")) == DATASET
+
+    def test_an_escape_of_markdown_hides_nothing(
+        self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = make(tmp_path_factory.mktemp("esc") / "project", **{"README.md": "jane\\_roe@acme\\-mail.com"})
+        monkeypatch.chdir(made.folder)
+        with pytest.raises(PolicyRefused, match=r"README\.md  email") as error:
+            push("dataset", tmp_path / "out")
+        assert "filter" not in error.value.todo and "dataset.exclude_prompt_sets" in error.value.todo
 
     def test_a_card_is_scanned_too(
         self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -401,6 +401,14 @@ class TestOwnRecords:
         assert "two term records claim" in error.what and "registry" in error.what
         assert "replaces: true" in error.todo
 
+    @pytest.mark.parametrize("name", ["unknown", "NOASSERTION", "Unknown", "noassertion"])
+    @pytest.mark.parametrize("more", ["", "replaces: true\n"])
+    def test_names_for_terms_that_nobody_knows_get_no_meaning(self, folder: Path, name: str, more: str) -> None:
+        for claim in (OWN.replace("LicenseRef-ours", name), OWN.replace("house-licence", name)):
+            (folder / "ours.yaml").write_text(claim + more)
+            error = refused(folder)
+            assert repr(name) in error.what and "nobody knows" in error.what and "ours.yaml" in error.where
+
     def test_it_is_replaced_where_that_is_said(self, folder: Path) -> None:
         own = OWN.replace("LicenseRef-ours", "MIT") + "replaces: true\ndefault_for: [openai]\n"
         (folder / "ours.yaml").write_text(own)
@@ -462,6 +470,8 @@ class TestExpressions:
             ("unknown", {("NOASSERTION",)}),
             ("", {("unknown",)}),
             ("(" * 3000, {("unknown",)}),
+            ("() GPL-2.0", {("() GPL-2.0",)}),
+            ("( and or-later", {("( and or-later",)}),
         ],
     )
     def test_alternatives(self, registry: Registry, expression: str, alternatives: set[tuple[str, ...]]) -> None:

@@ -142,6 +142,19 @@ class TestAllOfWhatIsPublished:
         report = self.scan(self.shard(tmp_path, row(0, answer=place)), card, private=(place,))
         assert report.scanned.findings == (Finding("manifest.json", "text", "this_machine", 10),)
 
+    def test_notices_are_looked_at_like_a_card_and_licences_but_for_their_authors(self, tmp_path: Path) -> None:
+        place = "/srv/jane-x"
+        texts = {name: f"{EMAIL} {place}".replace("-", "\\-") for name in ("LICENSES.md", "README.md")}
+        texts |= dict.fromkeys(("NOTICE", "LICENSES/MIT.txt"), f"{EMAIL} {place}")
+        report = self.scan(*(item_of(name, text) for name, text in texts.items()), private=(place,))
+        found = sorted((each.row_id, each.kind) for each in report.scanned.findings)
+        both = [(name, kind) for name in ("LICENSES.md", "NOTICE", "README.md") for kind in ("email", "this_machine")]
+        assert found == sorted([*both, ("LICENSES/MIT.txt", "this_machine")])
+
+    def test_a_long_notice_is_looked_at_too(self) -> None:
+        report = self.scan(item_of("NOTICE", " " * 2_000_001 + EMAIL))
+        assert report.scanned.kinds == {"email": 1}
+
     def test_an_allowed_id_that_has_nothing_is_named(self, tmp_path: Path) -> None:
         report = self.scan(self.shard(tmp_path, row(0)), allowed={"f" * 32: "why"})
         assert report.unused == ("f" * 32,)

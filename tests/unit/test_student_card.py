@@ -20,11 +20,30 @@ from tests.support import POLICY
         ("/home/me/x.yaml", "x.yaml"),
         ("x.yaml --set a.path=/home/me/r.jsonl", "x.yaml --set a.path=r.jsonl"),
         ("x.yaml --set 'a=~/r s'", "x.yaml --set 'a=r s'"),
+        ("x.yaml --data=/home/me/data", "x.yaml"),
+        ("../../x.yaml --set a=../jane/r", "x.yaml --set a=r"),
+        ("configs/../../x.yaml --set a=~jane", "x.yaml --set 'a=~'"),
+        ("x.yaml --set=a=/home/me/b=c/r", "x.yaml --set=a=b=c/r"),
+        ("x.yaml --set 'a=[/home/jane roe/x, {path: ~/y}]'", "x.yaml --set 'a=[x, {path: y}]'"),
+        ("x.yaml --set a=file:///home/me/x", "x.yaml --set a=x"),
         ("configs/x.yaml --set train.epochs=3", "configs/x.yaml --set train.epochs=3"),
     ],
 )
 def test_a_command_is_told_without_the_places_of_one_machine(typed: str, shown: str) -> None:
     assert without_paths(f"python -m pipeline run {typed}") == f"python -m pipeline run {shown}"
+
+
+def test_an_ancestor_that_is_a_folder_is_no_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "sft").mkdir(parents=True)
+    ancestors = {"/home/jane/base": "MIT", "out/sft": "MIT", "org/older": "MIT"}
+    student = StudentModel.model_validate({"model": "org/base", "revision": "r", "base_models": ancestors})
+    policy = PolicyConfig.model_validate(POLICY)
+    judged = judge_dataset(tmp_path, source_of(declared_student(student)), policy, "train", today())
+    facts = DatasetFacts("t", "0" * 64, "1" * 64, 3)
+    card = student_card("s", student, policy, judged, facts, {"rows": 3}, "x")
+    assert card.base == ("org/base", "base (a folder)", "sft (a folder)", "org/older")
+    assert front_matter(card)["base_model"] == ["org/base", "org/older"]
 
 
 @pytest.mark.parametrize(("is_local", "named"), [(True, None), (False, ["org/base"])])

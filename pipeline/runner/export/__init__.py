@@ -9,14 +9,14 @@ from typing import Any, Final
 
 import yaml
 
-from pipeline.core.errors import Interrupted, LostRows, UsageError
+from pipeline.core.errors import ExitCode, Interrupted, LostRows, Terminated, UsageError, disk_errors
 from pipeline.core.lineage import file_sha256
 from pipeline.core.log import show_progress
 from pipeline.core.stage import Progress
 from pipeline.core.store import MANIFEST, Artefact
 from pipeline.runner.export.forms import FORMS, INDEX, Form, Refused, entries
 from pipeline.runner.publish.files import README, dataset_items, is_notice
-from pipeline.runner.publish.folder import replaced_folder
+from pipeline.runner.publish.folder import files_in, folder_of, refuse_changed, refuse_inside, replaced_folder
 from pipeline.runner.publish.terms import judge_artefact, refuse_verdict
 from pipeline.runner.run import committed_before
 from pipeline.runner.session import Session
@@ -72,14 +72,21 @@ def export(session: Session, form: str, folder: Path, splits: Sequence[str] = ()
         CorruptArtefact: the data set is not what was committed.
         PolicyRefused: its terms forbid what the policy means to do.
         Incomplete: the disk fails.
-        Interrupted: a signal asked us to stop.
+        Interrupted, Terminated: a signal asked us to stop.
     """
-    _refuse_others(folder)
+    where = f"--out {folder}"
+    folder = folder_of(folder, where)
+    refuse_inside(folder, session.data, where)
+    _refuse_others(folder, where)
     with session.disk_errors():
         dataset = committed_before(session, "train", asked_by="export")["dataset"]
         refuse_verdict(session, judge_artefact(session, dataset), f"{session.loaded.run_name} -> {folder}")
         shards = _shards(dataset, splits)
-        with replaced_folder(folder) as out, show_progress("export", quiet=session.quiet) as progress:
+        with (
+            disk_errors(where, "make room or give write access, then run the same command again"),
+            replaced_folder(folder, where) as out,
+            show_progress("export", quiet=session.quiet) as progress,
+        ):
             progress.start(sum(map(len, shards.values())), "shards")
             done = tuple(
                 _write_split(session, FORMS[form], name, paths, out, progress) for name, paths in shards.items()
@@ -90,12 +97,17 @@ def export(session: Session, form: str, folder: Path, splits: Sequence[str] = ()
     return Exported(folder, form, done)
 
 
-def _refuse_others(folder: Path) -> None:
-    """All of the folder is replaced, so it must be new, empty or an earlier export."""
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if folder.is_symlink() or not (is_free or (folder / MADE).is_file()):
-        todo = "name a new folder, or that of an earlier export, which is replaced"
-        raise UsageError("the folder holds something else", where=f"--out {folder}", todo=todo)
+def _refuse_others(folder: Path, where: str) -> None:
+    """All of the folder is replaced, so it must be new, empty or an earlier export, as it was written."""
+    if not files_in(folder, where):
+        return
+    mark = folder / MADE
+    try:
+        made = {str(name): str(sha256) for name, sha256 in json.loads(mark.read_text("utf-8"))["files"].items()}
+        made[MADE] = file_sha256(mark)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        made = {}
+    refuse_changed(folder, made, where)
 
 
 def _shards(dataset: Artefact, splits: Sequence[str]) -> dict[str, list[Path]]:
@@ -124,9 +136,8 @@ def _write_split(
     rows_in = rows_out = 0
     with (folder / f"{name}.jsonl").open("wb") as out, (folder / REJECTS).open("ab") as rejects:
         for path in shards:
-            if session.stop.requested.is_set():
-                raise Interrupted("stopped by a signal", where="export", todo="run the same command again")
             for row_id, entry in entries(path, form):
+                _check_signal(session)
                 rows_in += 1
                 if isinstance(entry, Refused):
                     counts[entry.reason] += 1
@@ -139,6 +150,12 @@ def _write_split(
     if rows_in != rows_out + sum(rejected.values()):
         raise LostRows(f"export of {name}: {rows_in} in, {rows_out} out, rejected {rejected}")
     return Split(name, f"{name}.jsonl", rows_in, rows_out, rejected)
+
+
+def _check_signal(session: Session) -> None:
+    if session.stop.requested.is_set():
+        kind = Terminated if session.stop.exit_code is ExitCode.TERMINATED else Interrupted
+        raise kind("stopped by a signal", where="export", todo="run the same command again")
 
 
 _LINE_ENDS: Final = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}

@@ -5,8 +5,10 @@ Forms as their readers document them: TRL (conversational, `messages`), axolotl 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -120,12 +122,32 @@ def _turn(message: Message) -> dict[str, str]:
 
 def _arguments(call: ToolCall) -> dict[str, Any]:
     """Its reader encodes them again, so they are no text here."""
-    try:
-        value = json.loads(call.arguments)
-    except (ValueError, RecursionError):
-        value = None
+    value = _exact(call.arguments, "arguments")
     if not isinstance(value, dict):
         raise _Unsaid("arguments_are_no_json_object")
+    return value
+
+
+def _exact(text: str, what: str) -> Any:
+    """A JSON text's value, if all of the text is in it."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            raise _Unsaid(f"{what}_hold_a_key_twice")
+        return value
+
+    def number(said: str) -> float:
+        value = float(said)
+        if not math.isfinite(value) or Decimal(said) != Decimal(repr(value)):
+            raise _Unsaid(f"{what}_hold_a_number_that_would_change")
+        return value
+
+    try:
+        value = json.loads(text, object_pairs_hook=once, parse_float=number, parse_constant=number)
+        _json(value).encode()
+    except (ValueError, ArithmeticError, RecursionError):  # half of a surrogate pair is no text either
+        raise _Unsaid(f"{what}_are_no_json_object") from None
     return value
 
 
@@ -133,7 +155,15 @@ def _functions(tools: str | None) -> str:
     """The functions without the wrapper that says that they are functions, which older readers do not know."""
     if tools is None:
         return ""
-    return _json([tool.get("function", tool) for tool in json.loads(tools)])
+    return _json([_function(tool) for tool in _exact(tools, "tools")])
+
+
+def _function(tool: dict[str, Any]) -> Any:
+    if "function" not in tool:
+        return tool
+    if not tool.keys() <= {"type", "function"} or tool.get("type", "function") != "function":
+        raise _Unsaid("tools_say_more_than_functions")
+    return tool["function"]
 
 
 # -------------------------------------------------------------------------------------------------------------- alpaca

@@ -139,7 +139,7 @@ def is_allowed(name: str, what: What) -> bool:
 
 
 def is_notice(name: str) -> bool:
-    """Whether it is a licence or a notice, whose authors have addresses that everybody may know."""
+    """Whether it is a licence or a notice."""
     return any(_matches(PurePosixPath(name).parts, PurePosixPath(pattern).parts) for pattern in NOTICES)
 
 

@@ -3,13 +3,12 @@
 import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.store import MANIFEST, Artefact
 from pipeline.runner.publish.files import README, Item, What, dataset_items, item_of
 from pipeline.runner.session import Session
-from pipeline.stages.train.card import student_card
+from pipeline.stages.train.card import student_card, without_paths
 from pipeline.student.card import DatasetFacts, ModelCard, render_card, training_facts
 from pipeline.terms.atoms import DUE
 from pipeline.text.markdown import escape_markdown
@@ -63,8 +62,7 @@ def model_card(
 
 
 def _command(session: Session) -> str:
-    """The command that trains it. The data folder is left out: it says only where results lie."""
-    path = Path(os.path.relpath(session.loaded.path))
-    config = path.name if path.parts[0] == ".." else str(path)
+    """The command that trains it, as a card may say it."""
     sets = (word for override in session.loaded.overrides for word in ("--set", override))
-    return shlex.join(["python", "-m", "pipeline", "run", config, *sets])
+    config = os.path.relpath(session.loaded.path)
+    return without_paths(shlex.join(["python", "-m", "pipeline", "run", config, *sets]))

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.errors import UsageError
 from pipeline.core.fanout import open_fanout
 from pipeline.core.log import show_progress
 from pipeline.core.stage import Fanout
 from pipeline.core.store import Artefact
 from pipeline.runner.publish.files import Item, What, dataset_items, is_allowed, model_items
+from pipeline.runner.publish.folder import refuse_inside
 from pipeline.runner.publish.notices import notices_for, student_papers
 from pipeline.runner.publish.scan import ScanReport, private_places, read_allowed, refuse_findings, scan
-from pipeline.runner.publish.targets import Target
+from pipeline.runner.publish.targets import Folder, Target, is_repository
 from pipeline.runner.publish.terms import (
     judge_artefact,
     refuse_missing_texts,
@@ -58,6 +60,7 @@ class Proposal:
 
     Attributes:
         items: the files, sorted by name.
+        replaced: files there that get another content, or the same again.
         stale: files of an earlier push that would be removed, since readers would mix them with the new ones.
         scan: what was found in them.
         judged: the verdict.
@@ -67,6 +70,7 @@ class Proposal:
     session: Session
     wish: Wish
     items: tuple[Item, ...]
+    replaced: tuple[str, ...]
     stale: tuple[str, ...]
     scan: ScanReport
     judged: "Judged"
@@ -89,6 +93,7 @@ def propose(session: Session, wish: Wish) -> Proposal:
         Interrupted: a signal asked us to stop.
     """
     refuse_release(session, wish.what, wish.public)
+    _refuse_names(session, wish)
     allowed = read_allowed(wish.allow_rows)
     with session.disk_errors():
         found = committed_before(session, NEXT[wish.what], asked_by="push")
@@ -101,7 +106,18 @@ def propose(session: Session, wish: Wish) -> Proposal:
         with show_progress("scan", quiet=session.quiet) as progress, _fanout(session) as fanout:
             report = scan(items, allowed, private, fanout, progress)
     dues = tuple(due for due in judged.verdict.obligations if due.trigger in DUE[wish.what])
-    return Proposal(session, wish, tuple(items), tuple(stale), report, judged, dues)
+    replaced = tuple(sorted(there & names))
+    return Proposal(session, wish, tuple(items), replaced, tuple(stale), report, judged, dues)
+
+
+def _refuse_names(session: Session, wish: Wish) -> None:
+    """Refuse a target in the data folder, and a data set's name that the Hub would not take."""
+    if isinstance(wish.target, Folder):
+        refuse_inside(wish.target.path, session.data, f"--to {wish.target.where}")
+    for name in wish.hub_ids:
+        if not is_repository(name):
+            todo = "give OWNER/NAME of the data set on the Hub"
+            raise UsageError("no data set of the Hub has that name", where=f"--dataset-id {name}", todo=todo)
 
 
 def _items(session: Session, wish: Wish, dataset: Artefact, train: Artefact | None, judged: "Judged") -> Sequence[Item]:

@@ -1,6 +1,7 @@
 """The scan before anything is published: rows, shard by shard, and the texts that go with them."""
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.core.errors import PolicyRefused, UsageError, boundary
 from pipeline.core.stage import Fanout, Progress
-from pipeline.runner.publish.files import Item, is_notice
+from pipeline.runner.publish.files import README, Item, is_notice
 
 if TYPE_CHECKING:
     from pipeline.text.scan import Finding, Scanned
@@ -123,18 +124,21 @@ def private_places(*folders: Path) -> tuple[str, ...]:
 
 def _is_text(item: Item) -> bool:
     name = item.name
-    is_text = name.endswith(TEXTS) or is_notice(name)
-    return is_text and name not in VOCABULARIES and item.size <= LARGEST_TEXT
+    is_paper = name == README or is_notice(name)
+    return is_paper or (name.endswith(TEXTS) and name not in VOCABULARIES and item.size <= LARGEST_TEXT)
+
+
+_ESCAPED: Final = re.compile(r"\\([!-/:-@\[-`{-~])")
+"""A character that Markdown takes as it is: the cards escape all that others wrote, addresses too."""
 
 
 def _scan_item(item: Item, allowed: frozenset[str], private: Sequence[str]) -> "Scanned":
     from pipeline.text.scan import Finding, gather, scan_text
 
-    text = item.text()
-    if is_notice(item.name):
-        return scan_text(item.name, text, allowed, personal=False)
+    text = _ESCAPED.sub(r"\1", item.text()) if item.name.endswith(".md") else item.text()
+    is_license = item.name.startswith("LICENSES/")  # its authors have addresses that everybody may know
     told = [Finding(item.name, "text", "this_machine", text.find(place)) for place in private if place in text]
-    return scan_text(item.name, text, allowed) + gather(0, told, allowed)
+    return scan_text(item.name, text, allowed, personal=not is_license) + gather(0, told, allowed)
 
 
 def refuse_findings(report: ScanReport) -> None:
@@ -152,8 +156,10 @@ def refuse_findings(report: ScanReport) -> None:
     more = sum(scanned.kinds.values()) - len(shown)
     rest = [f"       and {more:,} more: --json lists them"] if more > 0 else []
     todo = (
-        "drop these rows (a rule of `filter`, or `generate.outbound`) and make the data set again; or, once you have "
-        "looked at each,\n       name them in a file, one id a line with your reason: --allow-rows FILE"
+        "remove the prompt from its file, or leave its source out: dataset.exclude_teachers, "
+        "dataset.exclude_prompt_sets;\n       for README.md or manifest.json change the prompt set's card or the "
+        "config field that says it;\n       or, once you have looked at each, name them in a file, one id a line with "
+        "your reason: --allow-rows FILE"
     )
     where = f"{scanned.dirty:,} rows or files"
     message = "\n".join([f"error: {what}", f"   at: {where}", *shown, *rest, f"   do: {todo}"])

@@ -1,20 +1,26 @@
 """Where published files go: a local folder, an fsspec address, or (hub.py) a repository of the Hugging Face Hub."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
 
-from pipeline.core.errors import Incomplete, UsageError, boundary, disk_errors
+from pipeline.core.errors import CorruptArtefact, Incomplete, UsageError, boundary, disk_errors
+from pipeline.core.lineage import Manifest, file_sha256
 from pipeline.core.store import MANIFEST
-from pipeline.runner.publish.files import Item, What, is_allowed
-from pipeline.runner.publish.folder import replaced_folder
+from pipeline.runner.publish.files import PRIVATE_VERSIONS, Item, What, is_allowed
+from pipeline.runner.publish.folder import files_in, folder_of, refuse_changed, replaced_folder
 
 HUB: Final = "hf://"
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 AGAIN: Final = "run the same command again; what is there is replaced as a whole"
+PUSHED: Final = ".pushed.json"
+"""Says what a push wrote into a folder. A data set has none: its manifest says it, and knows no other file."""
+LOCAL: Final = re.compile(r"(?:file|local)://", re.IGNORECASE)
+CHAINED: Final = re.compile(r"(?:file|local|hf)(?:$|:)", re.IGNORECASE)
+"""Parts of a chained address that lead to a place with rules of its own."""
 TARGETS: Final = "hf://OWNER/NAME, a folder, or an address that fsspec knows (s3://…, gs://…, memory://…)"
 
 
@@ -66,24 +72,23 @@ class Folder:
         """Names of the files in it.
 
         Raises:
-            UsageError: it holds something that no push wrote; all of it would be replaced.
+            UsageError: it cannot be written, or holds something that no push wrote; all of it would be replaced.
         """
-        todo = "name a new folder, or one that an earlier push made"
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise UsageError("the target is no folder", where=self.where, todo=todo)
-        if not self.path.is_dir():
-            return frozenset()
-        names = [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()]
-        others = sorted(name for name in names if not is_allowed(name, what))
-        if others:
-            raise UsageError(f"the folder holds other files, such as {others[0]}", where=self.where, todo=todo)
-        return frozenset(names)
+        names = files_in(self.path, self.where)
+        if names:
+            refuse_changed(self.path, pushed_before(self.path, what), self.where)
+        return frozenset(names) - {PUSHED}
 
     def put(self, what: What, items: Sequence[Item], stale: Sequence[str], message: str, public: bool) -> str:
-        """Write all of it aside and rename it into place."""
+        """Write all of it aside and rename it into place.
+
+        Raises:
+            UsageError: as `look`: somebody may have worked in the folder since.
+        """
+        self.look(what, public)
         with (
             disk_errors(self.where, f"make room or give write access, then {AGAIN}"),
-            replaced_folder(self.path) as partial,
+            replaced_folder(self.path, self.where) as partial,
         ):
             for item in items:
                 file = partial / item.name
@@ -91,7 +96,28 @@ class Folder:
                 with file.open("xb") as out:
                     for piece in item.chunks():
                         out.write(piece)
+            if what == "model":
+                made = {"format": 1, "files": {item.name: item.sha256 for item in items}}
+                (partial / PUSHED).write_text(json.dumps(made, indent=2) + "\n", "utf-8")
         return self.where
+
+
+def pushed_before(path: Path, what: What) -> Mapping[str, str]:
+    """Name -> sha256 of what an earlier push wrote into a folder; empty: none did."""
+    mark = path / (PUSHED if what == "model" else MANIFEST)
+    try:
+        made = _files_of_data_set(mark) if what == "dataset" else json.loads(mark.read_text("utf-8"))["files"]
+        made = {str(name): str(sha256) for name, sha256 in made.items() if is_allowed(name, what)}
+        return {**made, mark.name: file_sha256(mark)} if made else {}
+    except (CorruptArtefact, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _files_of_data_set(path: Path) -> Mapping[str, Any]:
+    """Of a published manifest. One that names a machine is of a store, which no push made."""
+    manifest = Manifest.read(path)
+    is_published = manifest.stage == "dataset" and not any(name in manifest.versions for name in PRIVATE_VERSIONS)
+    return {name: facts["sha256"] for name, facts in manifest.files.items()} if is_published else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,32 +183,49 @@ def target_of(text: str, branch: str | None) -> Target:
     Raises:
         UsageError: it is none, or holds credentials, which would be printed and stored in a shell's history.
     """
-    where = f"--to {text.partition('://')[0]}://…" if "://" in text else f"--to {text}"
+    _refuse_credentials(text)
     if text.startswith(HUB):
         return _repository(text, branch)
     if branch is not None:
         raise UsageError("only the Hub has branches", where="--branch", todo="leave it out")
-    scheme, separator, _ = text.partition("://")
-    if separator and scheme != "file":
-        parts = urlsplit(text)
-        if parts.password is not None or parts.query:
-            todo = "let the environment say them, as fsspec's file system for it documents"
-            raise UsageError("the address holds credentials", where=where, todo=todo)
-        if not text.rstrip("/").partition("://")[2]:
-            raise UsageError("the address names no place", where=where, todo=f"give {TARGETS}")
-        return Remote(text.rstrip("/"))
-    path = text.removeprefix("file://")
-    if path.strip() == "" or Path(path).resolve().name == "":
-        raise UsageError("the target is empty or the root", where=where, todo=f"give {TARGETS}")
-    return Folder(Path(path) if Path(path).name not in ("", "..") else Path(path).resolve())
+    if "://" in text and LOCAL.match(text) is None:
+        return _remote(text)
+    path = LOCAL.sub("", text, count=1)
+    if path.strip() == "":
+        raise UsageError("the target is empty or the root", where=f"--to {text}", todo=f"give {TARGETS}")
+    return Folder(folder_of(Path(path), f"--to {text}"))
+
+
+def _refuse_credentials(text: str) -> None:
+    """Refuse a name and key in any part of an address, which may chain several."""
+    hosts = [after.partition("/")[0] for after in text.split("://")[1:]]
+    if any("@" in host for host in hosts) or (hosts and "?" in text):
+        todo = "let the environment say them, as fsspec's file system for it documents"
+        raise UsageError("the address holds credentials", where="--to", todo=todo)
+
+
+def _remote(text: str) -> Remote:
+    where, parts = f"--to {text}", text.split("::")
+    if len(parts) > 1 and any(CHAINED.match(part) for part in parts):
+        todo = "give the last part of it alone"
+        raise UsageError("a chained address leads to a local folder or the Hub", where=where, todo=todo)
+    if not text.rstrip("/").partition("://")[2]:
+        raise UsageError("the address names no place", where=where, todo=f"give {TARGETS}")
+    return Remote(text.rstrip("/"))
+
+
+def is_repository(name: str) -> bool:
+    """Whether the Hub takes it for `owner/name`."""
+    parts = name.split("/")
+    is_fit = all(REPOSITORY.fullmatch(part) and ".." not in part and "--" not in part for part in parts)
+    return len(parts) == 2 and is_fit and not parts[1].endswith((".", "-", ".git"))
 
 
 def _repository(text: str, branch: str | None) -> Target:
     from pipeline.runner.publish.hub import Hub
 
-    parts = text.removeprefix(HUB).split("/")
-    is_fit = all(REPOSITORY.fullmatch(part) and ".." not in part and "--" not in part for part in parts)
-    if len(parts) != 2 or not is_fit or parts[1].endswith((".", "-", ".git")):
+    name = text.removeprefix(HUB)
+    if not is_repository(name):
         todo = "give hf://OWNER/NAME: letters, digits, `-`, `_` and `.`; --what says whether it is a data set"
         raise UsageError("no repository of the Hub has that name", where=f"--to {text}", todo=todo)
-    return Hub("/".join(parts), branch)
+    return Hub(name, branch)

@@ -40,7 +40,8 @@ def refuse_verdict(session: Session, judged: "Judged", where: str) -> None:
     """
     from pipeline.terms.gate import enforce
 
-    enforce(judged.verdict, judged.statement, session.loaded.config.policy, "publish", where)
+    policy, command = session.loaded.config.policy, session.command("run")
+    enforce(judged.verdict, judged.statement, policy, "publish", where, command=command)
 
 
 def refuse_release(session: Session, what: What, public: bool) -> None:

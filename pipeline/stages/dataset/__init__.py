@@ -91,10 +91,10 @@ def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
     ctx.progress.start(2 * rows_in, "rows")
     census = Census()
     with TemporaryDirectory(dir=ctx.workdir) as scratch:
-        with Excluder(cfg.dataset, out) as excluder:
+        with Excluder(cfg, upstream.prompt_sources, out) as excluder:
             partitions = _partition(rows, rows_in, cfg.dataset.seed, Path(scratch), census, excluder, ctx)
         _check_some_left(census, rows)
-        judged = judge_rows(cfg, census, upstream, str(rows))
+        judged = judge_rows(cfg, census, upstream, str(rows), ctx.resume_command)
         schema = schema_of(census)
         written = {
             split: _write_split(split, partitions[split], cfg.dataset, schema, out / "data", ctx)

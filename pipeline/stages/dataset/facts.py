@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.core.config_policy import PolicyConfig, Role
 from pipeline.stages.dataset.census import Census
 from pipeline.stages.dataset.upstream import Passed
+from pipeline.terms.bind import MERGED, unjudged
 from pipeline.terms.notices import Notices, text_of
 from pipeline.terms.rules import CONFLICTS, of_atom
 from pipeline.terms.statement import Source, Statement
@@ -61,7 +62,13 @@ class Facts:
     @property
     def models(self) -> tuple[Source, ...]:
         """The teachers that were asked."""
-        return tuple(source for source in self.sources("teacher") if source.name not in self.replayed)
+        named = (source for source in self.sources("teacher") if not source.name.startswith(MERGED))
+        return tuple(source for source in named if source.name not in self.replayed)
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """What the policy leaves out of the verdict."""
+        return unjudged(self.statement, self.policy)
 
     @property
     def description(self) -> str:

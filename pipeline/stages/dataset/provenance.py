@@ -49,11 +49,12 @@ class Judged:
     notices: Notices
 
 
-def judge_rows(cfg: DatasetStep, census: Census, upstream: Upstream, where: str) -> Judged:
+def judge_rows(cfg: DatasetStep, census: Census, upstream: Upstream, where: str, command: str = "") -> Judged:
     """Judge the rows that are really there.
 
     Args:
         where: the rows, for messages.
+        command: that was typed, for the commands in messages.
 
     Raises:
         PolicyRefused: their terms forbid what the policy means to do, or nobody knows them.
@@ -65,10 +66,10 @@ def judge_rows(cfg: DatasetStep, census: Census, upstream: Upstream, where: str)
     registry = load_registry(policy.registry)
     overrides = () if policy.overrides is None else tuple(read_overrides(policy.overrides))
     verdict = judge(statement, policy, registry, gate="dataset", overrides=overrides, today=today())
-    enforce(verdict, statement, policy, "dataset", where)
+    enforce(verdict, statement, policy, "dataset", where, command)
     there = sources_there(statement)
     notices = notices_of(replace(statement, sources=there), verdict.obligations, registry, policy, escape_markdown)
-    scopes = scopes_of(statement).items()
+    scopes = scopes_of(statement, policy).items()
     own = tuple(each for each in overrides if each.sources.items() & scopes)
     return Judged(statement, there, registry, verdict, own, notices)
 

@@ -10,7 +10,6 @@ from pipeline.core.config import GenerateStep
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_server import LocalServer
 from pipeline.core.config_teacher import ReplayTeacher, Teacher
-from pipeline.core.errors import UsageError
 from pipeline.core.lineage import row_id
 from pipeline.core.record import SHARD_ROWS, Message, Record
 from pipeline.core.stage import Json
@@ -139,17 +138,9 @@ def licenses_of(cfg: GenerateStep) -> dict[str, tuple[str, ...]]:
     written, so that one licence has one name.
 
     Raises:
-        UsageError: one is blank, or no licence expression.
+        UsageError: one is blank, too long or not printable.
     """
-    return {name: _licenses(name, teacher) for name, teacher in cfg.teachers.items()}
-
-
-def _licenses(name: str, teacher: Teacher) -> tuple[str, ...]:
-    try:
-        return source_of(declared_teacher(name, teacher)).licenses
-    except ValueError as error:
-        todo = "write an SPDX expression such as MIT or Apache-2.0, the name of the terms, or leave it out"
-        raise UsageError(str(error), where=f"teachers.{name}.license", todo=todo) from error
+    return {name: source_of(declared_teacher(name, teacher)).licenses for name, teacher in cfg.teachers.items()}
 
 
 def teacher_facts(cfg: GenerateStep, licenses: Licenses, asked: Mapping[str, Asked], data: Path) -> dict[str, Json]:

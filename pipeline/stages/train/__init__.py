@@ -53,7 +53,8 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
     """
     train = cfg.train
     _refuse_lm_head(train)
-    judged = check_dataset(inputs["dataset"], source_of(declared_student(cfg.student)), cfg.policy, today())
+    student = source_of(declared_student(cfg.student))
+    judged = check_dataset(inputs["dataset"], student, cfg.policy, today(), ctx.resume_command)
     ctx.events.emit("terms_judged", outcome=judged.verdict.outcome, dataset=judged.manifest_sha256)
     data = inputs["dataset"] / "data"
     rows = count_rows(data.glob("train-*.parquet"))

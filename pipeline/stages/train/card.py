@@ -1,10 +1,12 @@
 """The card of the student, from what was judged and what the training said of itself."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.core.config import StudentModel, TrainStep
+from pipeline.core.config_base import local_folder
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.lineage import Manifest
 from pipeline.core.store import MANIFEST
@@ -18,7 +20,7 @@ from pipeline.student.card import (
     training_facts,
 )
 from pipeline.terms.atoms import DUE
-from pipeline.terms.declared import name_of
+from pipeline.terms.declared import shown
 from pipeline.terms.notices import license_fields
 from pipeline.terms.training import Judged
 from pipeline.text.markdown import escape_markdown
@@ -45,7 +47,7 @@ def student_card(
     sources, verdict = judged.statement.sources, judged.verdict
     return ModelCard(
         name=name,
-        base=(_base_name(student), *(student.base_models or {})),
+        base=(_base_name(student.model), *map(_ancestor_name, student.base_models or {})),
         base_revision=student.revision,
         license=license_fields({each for source in sources for each in source.licenses}),
         sources=tuple(TaughtBy(each.role, each.name, each.what, each.licenses) for each in sources),
@@ -57,9 +59,14 @@ def student_card(
     )
 
 
-def _base_name(student: StudentModel) -> str:
+def _base_name(model: str) -> str:
     """A hub id; of a folder its name in words that are no hub id, since the hub would link somebody else's model."""
-    return student.model if student.folder is None else f"{name_of(student)} (a folder)"
+    return model if local_folder(model) is None else f"{shown(model)} (a folder)"
+
+
+def _ancestor_name(model: str) -> str:
+    """The same of a model that a folder's card names: trainers write there whatever path they were given."""
+    return f"{Path(model).name} (a folder)" if Path(model).is_dir() else _base_name(model)
 
 
 def write_student_card(
@@ -86,13 +93,24 @@ def write_student_card(
 
 
 def without_paths(command: str) -> str:
-    """A command without the data folder, and with the names of files instead of absolute paths: they say where things
-    lie on one machine, and may hold a user's name."""
-    words, shown = iter(shlex.split(command)), []
+    """A command without the data folder, and with the names of files instead of paths that are absolute or lead
+    upwards: they say where things lie on one machine, and may hold a user's name."""
+    words, shown_words = iter(shlex.split(command)), []
     for word in words:
         if word == "--data":
             next(words, None)
-            continue
-        name, equals, value = word.rpartition("=")  # of `--set teachers.x.path=/home/me/rows.jsonl` as well
-        shown.append(f"{name}{equals}{Path(value).name}" if value.startswith(("/", "~")) else word)
-    return shlex.join(shown)
+        elif not word.startswith("--data="):
+            shown_words.append(_VALUE.sub(_without_path, word))
+    return shlex.join(shown_words)
+
+
+_VALUE = re.compile(r"[^=\"'\[\]{},]+")
+"""What stands alone in a word: `--set a.b=[/x, {path: ../y}]` has several."""
+
+
+def _without_path(match: re.Match[str]) -> str:
+    name, colon, value = match[0].rpartition(": ")
+    path = Path(value.strip())
+    if not (path.is_absolute() or value.strip().startswith(("~", "file:")) or ".." in path.parts):
+        return match[0]
+    return f"{name}{colon}{'~' if path.name.startswith('~') else path.name}"
