@@ -8,10 +8,8 @@ import click
 
 from pipeline.cli.call import Call, Target, on_config
 from pipeline.cli.show import say, say_json
-from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.log import safe_text
 from pipeline.runner.terms import Signed, judge_plan, record_override, refuse_plan
-from pipeline.terms.grants import is_below
 from pipeline.terms.overrides import Kind, Override
 from pipeline.terms.verdict import Due, Finding, Verdict
 
@@ -71,16 +69,14 @@ def override_command(
         say_json({"overrides": [each.to_json() for each in made]})
         return
     for each in made:
-        say(safe_text(_recorded(each, session.loaded.config.policy)))
+        say(safe_text(_recorded(each)))
 
 
-def _recorded(override: Override, policy: PolicyConfig) -> str:
-    """What was written down; of an assertion that ranks too low to answer anything, that too."""
+def _recorded(override: Override) -> str:
+    """What was written down."""
     until = f"until {override.expires}"
     if override.kind == "assertion":
-        void = is_below("user_asserted", policy.min_confidence)
-        note = f"; it answers nothing: policy.min_confidence = {policy.min_confidence}" if void else ""
-        return f"{override.id}: asserted {override.license} for {override.source} {until}{note}"
+        return f"{override.id}: asserted {override.license} for {override.source} {until}"
     value = "" if override.value == "null" else f" {override.value}"
     about = ", ".join(sorted(override.sources))
     return f"{override.id}: {override.rule} {override.atom}{value} accepted for {about} {until}"

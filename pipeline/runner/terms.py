@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.core.config import DeclaredSource, RunConfig
+from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.config_prompts import PromptSet
 from pipeline.core.errors import UsageError
+from pipeline.core.mistakes import nearest
 from pipeline.runner.session import Session
 from pipeline.runner.steps import Step, declared_sources
 from pipeline.terms.declared import source_of
 from pipeline.terms.gate import enforce
+from pipeline.terms.grants import is_below
 from pipeline.terms.overrides import (
     Decision,
     Evidence,
@@ -24,7 +27,7 @@ from pipeline.terms.overrides import (
     read_overrides,
 )
 from pipeline.terms.policy import judge
-from pipeline.terms.records import Registry, load_registry
+from pipeline.terms.records import Registry, load_registry, resolve
 from pipeline.terms.rules import REFUSED
 from pipeline.terms.statement import Source, Statement
 from pipeline.terms.training import today
@@ -143,11 +146,26 @@ def record_override(session: Session, signed: Signed) -> tuple[Override, ...]:
         rules = ", ".join(sorted({each.rule for each in refused})) or "none does"
         todo = f"name a rule that refuses it: {rules}"
         raise UsageError(f"{signed.rule} refuses nothing here", where=str(session.loaded.path), todo=todo)
+    _check_assertion(signed, planned, policy)
     evidence = evidence_of(signed.evidence)
     decisions = [_decision(signed, each, evidence) for each in matching]
     return tuple(
         append_override(policy.overrides, each, planned.statement, policy, today=today()) for each in decisions
     )
+
+
+def _check_assertion(signed: Signed, planned: Planned, policy: PolicyConfig) -> None:
+    """Raises: UsageError: what is asserted would answer nothing, and what is written stays written."""
+    if signed.license is None:
+        return
+    if is_below("user_asserted", policy.min_confidence):
+        what = f"an assertion answers nothing here: policy.min_confidence is {policy.min_confidence}"
+        raise UsageError(what, where="--kind assertion", todo="set policy: {min_confidence: user_asserted}")
+    known = planned.registry
+    for name in sorted({each for names in resolve(signed.license, known, policy.choose) for each in names}):
+        if known.find(name) is None:
+            todo = f"{nearest(name.casefold(), [*known.names])}; all: python -m pipeline licenses list"
+            raise UsageError(f"nobody knows a licence named {name}", where="--license", todo=todo[:300])
 
 
 def _is_about(finding: Finding, source: str | None) -> bool:

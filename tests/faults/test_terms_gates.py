@@ -173,10 +173,23 @@ class TestOverride:
         given = ("--evidence", "letter.txt", *self.OVERRIDE, "--expires", _in_days(9), "--kind", "assertion")
         named = ("--source", "prompt:facts", "--license", "MIT")
         done = run_cli("licenses", "override", "LG-001", "run.yaml", *given, *named, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "asserted MIT for prompt:facts until" in done.stdout and "accepted" not in done.stdout
-        assert ("it answers nothing: policy.min_confidence = mirrored" in done.stdout) == void
         assert run_cli("plan", "run.yaml", cwd=tmp_path).returncode == (4 if void else 0)
+        if void:
+            assert done.returncode == 2 and "policy.min_confidence is mirrored" in done.stderr
+            assert not (tmp_path / "o.jsonl").exists(), "what is written stays written"
+        else:
+            assert "asserted MIT for prompt:facts until" in done.stdout and "accepted" not in done.stdout
+
+    def test_a_licence_that_nobody_knows_cannot_be_asserted(self, tmp_path: Path, server: ScriptedServer) -> None:
+        policy = {**COMMERCIAL, "overrides": "o.jsonl", "competes_with": {"openai": "no"}}
+        project(tmp_path, server, {**policy, "min_confidence": "user_asserted"})
+        (tmp_path / "card.yaml").write_text("license: unknown\n", "utf-8")
+        (tmp_path / "letter.txt").write_text("We agree.\n", "utf-8")
+        given = ("--evidence", "letter.txt", *self.OVERRIDE, "--expires", _in_days(9), "--kind", "assertion")
+        named = ("--source", "prompt:facts", "--license", "CC-BY-4.O")
+        done = run_cli("licenses", "override", "LG-001", "run.yaml", *given, *named, cwd=tmp_path)
+        assert done.returncode == 2 and "did you mean 'cc-by-4.0'" in done.stderr
+        assert not (tmp_path / "o.jsonl").exists()
 
     def test_needs_a_file_and_a_rule_that_refuses(self, tmp_path: Path, server: ScriptedServer) -> None:
         project(tmp_path, server, COMMERCIAL)
