@@ -2,10 +2,10 @@
 
     python docs/examples/soft_labels.py
 
-A teacher learns to tell two interleaved half-moons with noise apart. A student of a fraction of its size then learns from
-few of its answers: once from its decisions (alpha = 0), once from its probabilities too (alpha = 0.9, T = 4), through
-`pipeline.student.losses.distillation_loss`. Printed, over ten draws of the points: accuracy on fresh points and agreement
-with the teacher, mean and standard error. Whatever the figures are, they are printed.
+A teacher learns to tell two interleaved half-moons with noise apart. A student of a fraction of its size then learns
+from few of its answers: once from its decisions (alpha = 0), once from its probabilities too (alpha = 0.9, T = 4),
+through `pipeline.student.losses.distillation_loss`. Printed, over ten draws of the points: accuracy on fresh points and
+agreement with the teacher, mean and standard error. Whatever the figures are, they are printed.
 """
 
 import math

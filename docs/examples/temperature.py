@@ -2,8 +2,8 @@
 
     python docs/examples/temperature.py
 
-At T = 1 the teacher is sure of "dog", and a student that learns from it sees little else. At T = 10 it sees as well that
-a wolf is nearer to a dog than a cat is: what Hinton et al. (2015, arXiv:1503.02531) call dark knowledge.
+At T = 1 the teacher is sure of "dog", and a student that learns from it sees little else. At T = 10 it sees as well
+that a wolf is nearer to a dog than a cat is: what Hinton et al. (2015, arXiv:1503.02531) call dark knowledge.
 """
 
 import torch
