@@ -133,6 +133,7 @@ class TestExcluding:
         agents = [each["@id"] for each in croissant["prov:wasGeneratedBy"]["prov:wasAssociatedWith"]]
         assert len({*used, *agents}) == len(used) + len(agents) >= 3
         assert (out / "NOTICE").read_text("utf-8").count("- teacher big: ") == 1
+        assert "student_base" not in (out / "NOTICE").read_text("utf-8"), "no row is made of the student's base"
         assert f"- teacher duplicates merged into big: {NC}: " in (out / "NOTICE").read_text("utf-8")
         assert "| 1 |" in next(
             line for line in (out / "README.md").read_text("utf-8").splitlines() if "| duplicates merged" in line

@@ -68,7 +68,8 @@ def judge_rows(cfg: DatasetStep, census: Census, upstream: Upstream, where: str,
     verdict = judge(statement, policy, registry, gate="dataset", overrides=overrides, today=today())
     enforce(verdict, statement, policy, "dataset", where, command)
     there = sources_there(statement)
-    notices = notices_of(replace(statement, sources=there), verdict.obligations, registry, policy, escape_markdown)
+    of_rows = replace(statement, sources=tuple(each for each in there if each.role != "student_base"))
+    notices = notices_of(of_rows, verdict.obligations, registry, policy, escape_markdown)  # no row is made of the base
     scopes = scopes_of(statement, policy).items()
     own = tuple(each for each in overrides if each.sources.items() & scopes)
     return Judged(statement, there, registry, verdict, own, notices)
