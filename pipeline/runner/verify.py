@@ -126,8 +126,6 @@ def verify_run(session: Session) -> Verification:
         UsageError: neither a run's folder nor a lock file is there, or the lock file is damaged.
         Incomplete: the disk fails, or something may not be read.
     """
-    if not session.data.is_dir():
-        raise UsageError("no such data folder", where=str(session.data), todo="give the folder of a run: --data DIR")
     with disk_errors(str(session.data), READ):
         return _verify_run(session)
 
