@@ -41,7 +41,13 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = folder / "rows.jsonl"
     rows.write_text("\n".join(lines[:: len(lines) // PROMPTS]) + "\n", "utf-8")
     config["teachers"] = {
-        "tiny": {"kind": "replay", "path": str(rows), "completion": "answer", "origin": "the prompts' own references"}
+        "tiny": {
+            "kind": "replay",
+            "path": str(rows),
+            "completion": "answer",
+            "origin": "the prompts' own references",
+            "license": "CC0-1.0",
+        }
     }
     config["prompts"]["sets"]["quickstart"]["source"]["path"] = str(rows)
     config["train"] |= {"max_steps": 12, "log_steps": 1}
