@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 LOCK := requirements-cpu.lock
 PY := $(VENV)/bin/python
+# Processes that share the tests, a file each at a time.
+WORKERS ?= 2
 # Named after the lock's content: the same lock installs nothing, another one installs again.
 STAMP := $(VENV)/.installed-$(shell sha256sum $(LOCK) | cut -c1-16)
 
@@ -23,7 +25,7 @@ quickstart: $(STAMP) ## generate, distil and measure on this CPU; prints the eva
 
 test: $(STAMP) ## what CI runs: everything but the tests marked gpu or soak
 	@sh tools/ensure_chromium.sh
-	@$(PY) -m pytest -m "not gpu and not soak" tests
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not soak" tests
 
 soak: $(STAMP) ## the rest: long storms, kill loops, property runs; gpu tests where there is one
 	@sh tools/ensure_chromium.sh
