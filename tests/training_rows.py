@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.core.config import StudentModel, TrainConfig
+from pipeline.core.config_train import StudentModel, TrainConfig
 from pipeline.core.record import RECORD_SCHEMA, Message, Record, to_table, write_parquet
 from pipeline.stages.dataset import COLUMNS
 from pipeline.student.jobs import TrainJob

@@ -1,7 +1,6 @@
 """Every knob of a run but the teachers' (config_teacher.py, config_api.py), as frozen models; load.py reads YAML."""
 
 from operator import not_
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -11,10 +10,7 @@ from pipeline.core.config_base import (
     OPERATIONAL,
     ConfigModel,
     CountedBy,
-    FilePath,
-    LocalModel,
     Name,
-    Share,
     section_that_counts,
 )
 from pipeline.core.config_budget import Budget, Spending, undeclared
@@ -25,6 +21,7 @@ from pipeline.core.config_prompts import PromptsConfig
 from pipeline.core.config_refusals import generate_refusals
 from pipeline.core.config_route import unknown_sets
 from pipeline.core.config_teacher import GenerateConfig, Retry, Teacher
+from pipeline.core.config_train import StudentModel, TrainConfig
 
 # ------------------------------------------------------------------------------------- filter, dedup, dataset
 
@@ -78,101 +75,7 @@ class DatasetConfig(ConfigModel):
     a duplicate out of one was merged into."""
 
 
-# ------------------------------------------------------------------------------------ train, evaluate, report
-
-
-class FullTuning(ConfigModel):
-    """All weights are trained."""
-
-    kind: Literal["full"]
-    """Full fine-tuning."""
-
-
-class LoraTuning(ConfigModel):
-    """Low-rank adapters are trained (Hu et al. 2021, arXiv:2106.09685) through PEFT and merged at the end."""
-
-    kind: Literal["lora"]
-    """LoRA."""
-    r: Annotated[int, Field(ge=1)] = 16
-    """Rank."""
-    alpha: Annotated[int, Field(ge=1)] = 32
-    """Scale: updates are multiplied by alpha / r."""
-    dropout: Share = 0.0
-    """Dropout on the adapter's input."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Modules that get an adapter; "lm_head" is refused (TRL's loss reads its weight directly)."""
-    modules_to_save: tuple[str, ...] = ()
-    """Modules trained in full beside the adapters. Give `embed_tokens` where the chat template's tokens were
-    never trained, or LoRA stalls."""
-
-
-class CheckpointConfig(ConfigModel):
-    """When `train` writes a checkpoint; a stop by a signal writes one too. They lie in the step's work folder and go
-    with it when the step is done."""
-
-    minutes: Annotated[float, Field(gt=0)] | None = 10
-    """Minutes of training between two checkpoints; null: none by the clock."""
-    steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps between two checkpoints, whatever the clock says; null: none by the count."""
-    keep: Annotated[int, Field(ge=1)] = 2
-    """How many of the newest stay. While one is written the disk holds one more."""
-
-
-class TrainConfig(ConfigModel):
-    """Stage `train`: supervised fine-tuning of the student on the data set's training rows, completion-only loss."""
-
-    tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning(kind="full")
-    """What is trained."""
-    max_length: Annotated[int, Field(ge=8)] = 2048
-    """Longest row in the student's tokens, at most the student's positions; longer rows are rejected and counted,
-    never cut."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the rows; `max_steps` ends earlier."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps at most."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Rows per optimizer step over all processes; gradient accumulation fills it up."""
-    micro_batch_size: Annotated[int, Field(ge=1), OPERATIONAL] = 8
-    """Rows per process and forward pass, at most: a process takes its share of `batch_size` in equal parts of no more
-    than this."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
-    """Peak learning rate."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
-    """Learning-rate schedule after the warm-up."""
-    warmup_share: Share = 0.03
-    """Share of the steps that warm up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW weight decay."""
-    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """AdamW beta2."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradient clipping."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """float32, or bfloat16 autocast over float32 weights."""
-    gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
-    """Saves memory for about a third more time."""
-    group_by_length: bool = True
-    """Batches hold rows of similar length: less padding."""
-    seed: int = 0
-    """Order of the rows and initial values of new weights."""
-    processes: Annotated[int, Field(ge=1), OPERATIONAL] = 1
-    """Processes that `python -m pipeline train` launches, one per GPU; `batch_size` must be a multiple of them."""
-    accelerate: FilePath = Path("configs/accelerate/cpu.yaml")
-    """Accelerate's config file for the launch."""
-    threads: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
-    """CPU threads per process; None: Accelerate's choice."""
-    log_steps: Annotated[int, Field(ge=1), OPERATIONAL] = 10
-    """Optimizer steps between two points of the loss curve."""
-    eval_rows: Annotated[int, Field(ge=0), OPERATIONAL] = 512
-    """Validation rows whose loss is taken at the end of each epoch; 0: none."""
-    checkpoint: Annotated[CheckpointConfig, OPERATIONAL] = CheckpointConfig()
-    """When a checkpoint is written, from which an interrupted training goes on."""
-
-    @model_validator(mode="after")
-    def _batch_can_be_divided(self) -> "TrainConfig":
-        if self.batch_size % self.processes != 0:
-            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.processes} processes")
-        return self
+# --------------------------------------------------------------------------------------------- evaluate, report
 
 
 class EvaluateConfig(ConfigModel):
@@ -210,18 +113,6 @@ class ReportConfig(ConfigModel):
 
     sample_rows: Annotated[int, Field(ge=0)] = 40
     """Rows shown with their story; half of them kept, half rejected."""
-
-
-class StudentModel(LocalModel):
-    """The base model that becomes the student."""
-
-    license: Annotated[str, OPERATIONAL] = "unknown"
-    """SPDX expression of the model's licence, the hub's id of it, or the name of its terms; recorded with the
-    training."""
-    base_models: Annotated[dict[str, str] | None, OPERATIONAL] = None
-    """As a teacher's."""
-    family: Annotated[Name | None, OPERATIONAL] = None
-    """Of models: some terms let outputs train models of their own family only. None: the one of its licence."""
 
 
 class RunConfig(ConfigModel):

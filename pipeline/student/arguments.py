@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.config import TrainConfig
+from pipeline.core.config_train import TrainConfig
 from pipeline.core.errors import UsageError
 
 

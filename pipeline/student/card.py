@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from pipeline.core.config import TrainConfig
+from pipeline.core.config_train import TrainConfig
 from pipeline.core.stage import Json
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.jinja")

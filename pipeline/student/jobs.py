@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pipeline.core.config import StudentModel, TrainConfig
+from pipeline.core.config_train import StudentModel, TrainConfig
 from pipeline.core.stage import Json
 from pipeline.student.process import write_json
 

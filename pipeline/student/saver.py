@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
-from pipeline.core.config import CheckpointConfig
+from pipeline.core.config_train import CheckpointConfig
 from pipeline.core.errors import Incomplete, PipelineError, UsageError, boundary
 from pipeline.core.stage import Json
 from pipeline.student.checkpoints import Checkpoint, Setting, Training, commit, prune, size_of, staging
@@ -27,27 +27,6 @@ WEIGHTS: Final = "trained.safetensors"
 CURVE: Final = "curve.json"
 TRAINER_STATE: Final = "trainer_state.json"
 """The trainer's name for it."""
-
-
-class CheckpointedTrainer(SFTTrainer):
-    """TRL's trainer with checkpoints of our own form: only what is trained, loaded strictly, committed as a whole.
-
-    The trainer's own form holds the tokenizer and a pickle of the arguments, lets the names of some models' weights
-    differ from those it looks for when it loads, and then only warns.
-    """
-
-    saver: "Saver"
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Called by the trainer in every process when `control.should_save` is set."""
-        self.saver.save(self)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Called by the trainer before the model is wrapped; with FSDP afterwards, and then Accelerate loads."""
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
 
 @dataclass(slots=True)
@@ -116,7 +95,7 @@ class Saver(TrainerCallback):
         control.should_training_stop = control.should_training_stop or self.is_stopping
         return control
 
-    def save(self, trainer: CheckpointedTrainer) -> None:
+    def save(self, trainer: SFTTrainer) -> None:
         """Write and commit a checkpoint; called in all processes, all of which leave when it is committed.
 
         Raises:
@@ -137,7 +116,7 @@ class Saver(TrainerCallback):
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
-    def _write(self, trainer: CheckpointedTrainer, staged: Path) -> None:
+    def _write(self, trainer: SFTTrainer, staged: Path) -> None:
         staged.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             if not trainer.is_fsdp_enabled:

@@ -114,7 +114,7 @@ def length_limit(job: TrainJob) -> int:
 
 
 def _encode_validation(job: TrainJob, tokenizer: Any, stops: tuple[int, ...], limit: int) -> int:
-    wanted = job.train.eval_rows
+    wanted = job.train.evaluation.rows
     kept: list[Encoded] = []
     for _, rows in _encoded(job, "validation", tokenizer, stops, limit):
         if len(kept) >= wanted:

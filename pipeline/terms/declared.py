@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from pipeline.core.config import DeclaredSource, StudentModel
+from pipeline.core.config import DeclaredSource
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_base import LocalModel, local_folder
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.config_server import LocalServer
 from pipeline.core.config_teacher import Teacher
+from pipeline.core.config_train import StudentModel
 from pipeline.core.errors import UsageError, boundary
 from pipeline.core.load import parse_yaml
 from pipeline.core.log import safe_text

@@ -71,7 +71,7 @@ def write_full_project(folder: Path, server: ScriptedServer) -> None:
         "max_length": 64,
         "max_steps": TRAIN_STEPS,
         "log_steps": 1,
-        "eval_rows": 0,
+        "evaluation": {"rows": 0},
         "checkpoint": {"steps": 3},
     }
     write_project(

@@ -274,7 +274,7 @@ def write_trained_project(folder: Path) -> None:
         "epochs": 200,
         "max_steps": 800,
         "log_steps": 1,
-        "eval_rows": 0,
+        "evaluation": {"rows": 0},
     }
     quick = {"max_tokens": 2, "base_prompts": 2, "speed_prompts": 2, "speed_passes": 1, "bootstrap": 100, "threads": 1}
     write_project(

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.config import EvaluateConfig, EvaluateStep, StudentModel
+from pipeline.core.config import EvaluateConfig, EvaluateStep
 from pipeline.core.config_teacher import ReplayTeacher, Retry, VllmTeacher
+from pipeline.core.config_train import StudentModel
 from pipeline.core.record import PROMPT_SCHEMA, Message, Prompt, read_shards
 from pipeline.core.sink import RowSink
 from pipeline.core.stage import Result

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.config import StudentModel, TrainStep
+from pipeline.core.config import TrainStep
 from pipeline.core.config_policy import PolicyConfig
+from pipeline.core.config_train import StudentModel
 from pipeline.core.errors import ExitCode
 from pipeline.core.lineage import DigestCache, path_digest
 from pipeline.core.record import Message

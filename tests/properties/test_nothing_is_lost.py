@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.config import DedupStep, FilterStep, GenerateStep, StudentModel, TrainConfig
+from pipeline.core.config import DedupStep, FilterStep, GenerateStep
 from pipeline.core.config_base import ConfigModel
+from pipeline.core.config_train import StudentModel, TrainConfig
 from pipeline.core.errors import UsageError
 from pipeline.core.record import (
     PROMPT_SCHEMA,

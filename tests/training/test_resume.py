@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.config import StudentModel
+from pipeline.core.config_train import StudentModel
 from pipeline.core.errors import ExitCode, Incomplete, Interrupted
 from pipeline.student.checkpoints import MARKER
 from pipeline.student.jobs import TrainJob
@@ -188,8 +188,8 @@ class TestACheckpointThatMayNotBeUsed:
         from safetensors.torch import load_file, save_file
 
         from pipeline.core.errors import UsageError
+        from pipeline.student.initial import load_base
         from pipeline.student.saver import load_trained
-        from pipeline.student.trainer import load_base
 
         trainings.attempt("renamed", 1, **SETTINGS["full"]).stop()
         path = trainings.folder / "renamed" / "checkpoints" / "step-1" / "trained.safetensors"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.config import StudentModel
+from pipeline.core.config_train import StudentModel
 from pipeline.core.errors import UsageError
 from pipeline.core.lineage import Manifest
 from pipeline.core.load import load_config

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.config import GenerateStep, StudentModel
+from pipeline.core.config import GenerateStep
 from pipeline.core.config_api import OpenAITeacher
 from pipeline.core.config_base import identity
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.config_teacher import VllmTeacher
+from pipeline.core.config_train import StudentModel
 from pipeline.core.errors import UsageError
 from pipeline.stages.generate.rows import licenses_of
 from pipeline.terms.declared import (

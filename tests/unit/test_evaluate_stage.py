@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.config import EvaluateConfig, EvaluateStep, StudentModel
+from pipeline.core.config import EvaluateConfig, EvaluateStep
 from pipeline.core.config_api import OpenAITeacher
 from pipeline.core.config_base import identity
 from pipeline.core.config_teacher import ReplayTeacher, Retry, VllmTeacher
+from pipeline.core.config_train import StudentModel
 from pipeline.core.errors import Incomplete, Interrupted, UsageError
 from pipeline.core.record import PROMPT_SCHEMA, Message, Prompt
 from pipeline.core.sink import RowSink

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.config import StudentModel
 from pipeline.core.config_policy import PolicyConfig
+from pipeline.core.config_train import StudentModel
 from pipeline.stages.train.card import student_card, without_paths
 from pipeline.student.card import DatasetFacts, front_matter
 from pipeline.terms.declared import declared_student, source_of

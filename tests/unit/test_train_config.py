@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.core.config import LoraTuning, StudentModel, TrainConfig, TrainStep
+from pipeline.core.config import TrainStep
 from pipeline.core.config_base import identity
 from pipeline.core.config_policy import PolicyConfig
+from pipeline.core.config_train import LoraTuning, StudentModel, TrainConfig
 from pipeline.core.errors import UsageError
 from pipeline.core.record import Message
 from pipeline.stages import train

@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from pipeline.core.config import FullTuning, RunConfig
+from pipeline.core.config import RunConfig
 from pipeline.core.config_api import ApiTeacher
 from pipeline.core.config_base import LocalModel
 from pipeline.core.config_prompts import HubSource
 from pipeline.core.config_server import LocalServer, ServerTeacher
 from pipeline.core.config_teacher import VllmTeacher
+from pipeline.core.config_train import FullTuning
 from pipeline.core.errors import PipelineError
 from pipeline.core.lineage import OTHER_WEIGHTS
 from pipeline.core.load import Loaded, require_test_answers

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import yaml
 
-from pipeline.core.config import LoraTuning, TrainConfig, TrainStep
+from pipeline.core.config import TrainStep
+from pipeline.core.config_train import LoraTuning, TrainConfig
 from pipeline.core.errors import CorruptArtefact, Interrupted, UsageError, boundary
 from pipeline.core.lineage import DigestCache, path_digest
 from pipeline.core.record import count_rows

@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.core.config import StudentModel, TrainStep
+from pipeline.core.config import TrainStep
 from pipeline.core.config_base import local_folder
 from pipeline.core.config_policy import PolicyConfig
+from pipeline.core.config_train import StudentModel
 from pipeline.core.lineage import Manifest
 from pipeline.core.store import MANIFEST
 from pipeline.student.card import (
