@@ -63,11 +63,14 @@ RUNS: dict[str, dict[str, Any]] = {
         },
         "generate": {**COMMON["generate"], "canaries": {}},  # type: ignore[dict-item]
         "prompts": {"sets": {"s": FILE_SET}},
+        "train": {**COMMON["train"], "evaluation": {"keep": "best", "generate": {}}},  # type: ignore[dict-item]
     },
     "hub": {
         **COMMON,
         "teachers": {"t": {"kind": "vllm", "model": "org/teacher", "revision": "r"}},
+        "student": {**COMMON["student"], "init": {"from_teacher_layers": [0]}},  # type: ignore[dict-item]
         "generate": {**COMMON["generate"], "logprobs": {"top_k": 5}},  # type: ignore[dict-item]
+        "train": {**COMMON["train"], "tuning": {"kind": "qlora"}},  # type: ignore[dict-item]
         "prompts": {"sets": {"s": {"source": {"kind": "hub", "dataset": "org/d", "revision": "r"}}}},
     },
     "api": {
@@ -183,7 +186,9 @@ PLACES = {place.field: place for place in EVERY_PLACE} | {
     if place.run == "api"
     and (place.model.__name__ in ("OutboundConfig", "BatchConfig") or place.field == "GenerateConfig.mode")
 }
-"""One place of each field; of a field that two runs have, the last one's, but the guard and jobs need an API."""
+PLACES |= {place.field: place for place in EVERY_PLACE if place.run == "server" and "evaluation" in place.path[1:-1]}
+"""One place of each field; of a field that two runs have, the last one's, but the guard and jobs need an API, and how
+the student is measured counts only where that decides something."""
 FIELDS = sorted(PLACES)
 ANNOTATIONS = {name: PLACES[name].model.model_fields[PLACES[name].path[-1]].annotation for name in FIELDS}
 LEAVES = [name for name in FIELDS if not models_in(ANNOTATIONS[name])]
@@ -342,7 +347,7 @@ def where_bytes_differ(name: str, before: Path | None, after: Path | None) -> se
     }[name]
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name not in LEAVES])
+@pytest.mark.parametrize("name", sorted({*FIELDS} - {*LEAVES, "CourseEvaluation.generate"}))
 def test_another_kind_of_model_moves_the_same_keys(name: str, project: Path) -> None:
     """Sections and unions, whole: the value that another run has there."""
     for run in RUNS:
@@ -404,6 +409,17 @@ def test_what_is_excluded_moves_the_data_set(project: Path, name: str, value: li
     config = RunConfig.model_validate(RUNS["hub"])
     assert moved(project, config, changed(config, ("dataset", name), value)) == {"dataset"}
     assert moved(project, config, changed(config, ("dataset", name), [])) == set()
+
+
+def test_measuring_moves_the_training_only_where_it_decides(project: Path) -> None:
+    config = RunConfig.model_validate(RUNS["hub"])
+    watched = changed(config, ("train", "evaluation"), {"rows": 8, "steps": 2, "generate": {"prompts": 3}})
+    best = changed(config, ("train", "evaluation"), {"keep": "best"})
+    patient = changed(config, ("train", "evaluation"), {"patience": 2})
+    assert moved(project, config, watched) == set()
+    assert moved(project, config, best) == moved(project, config, patient) == {"train"}
+    more = changed(best, ("train", "evaluation", "generate"), {"prompts": 3})
+    assert moved(project, best, more) == {"train"}
 
 
 def test_models_that_a_teacher_was_made_from_count_with_their_licences(project: Path) -> None:
