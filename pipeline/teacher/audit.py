@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.lineage import file_sha256
-from pipeline.teacher.salvage import committed_frames, readable_frames
 from pipeline.teacher.segment import COLUMNS, is_held, segment_paths, stored_of, text_of
+from pipeline.teacher.wal import committed_frames, is_torn, readable_frames
 
 FOLDED = ("answers", "attempts")
 MOVE = "move the file away and run again: what only it held is asked for again"
@@ -73,7 +73,7 @@ def _problems(path: Path) -> Iterator[str]:
         yield "the segment is empty, its write-ahead log is not"
         return
     committed, readable = committed_frames(wal), readable_frames(wal)
-    if readable < committed:
+    if readable < committed and not is_torn(wal):
         yield f"of the {committed:,} pages in its write-ahead log only the first {readable:,} can be read"
         return
     with reading(path) as db:

@@ -25,16 +25,10 @@ from pipeline.teacher.segment import (
     stored_of,
     text_of,
 )
+from pipeline.teacher.wal import FRAME_BYTES, FRAME_HEADER_BYTES, WAL_HEADER_BYTES, committed_frames, is_torn
 
 TABLE_LEAF: Final = 0x0D
 MOST_PAGES: Final = 2**32 - 2
-WAL_HEADER_BYTES: Final = 32
-FRAME_HEADER_BYTES: Final = 24
-"""In front of each page in a -wal: its number, the size of the database if this ends a transaction, two salts, sums."""
-FRAME_BYTES: Final = FRAME_HEADER_BYTES + PAGE_BYTES
-WAL_ORDERS: Final = {bytes.fromhex("377f0682"): "<", bytes.fromhex("377f0683"): ">"}
-"""How a -wal begins, and the byte order of the words that its sums add up."""
-WAL_VERSION: Final = (3007000).to_bytes(4, "big")
 INTEGER_BYTES: Final = (0, 1, 2, 3, 4, 6, 8)
 """By serial type; 8 and 9 are the numbers 0 and 1 without any bytes."""
 
@@ -76,7 +70,8 @@ def _is_sound(path: Path, wal: bytes) -> bool:
         with open_segment(path) as db:
             if db is None:
                 return False  # its writer died early, or the list of tables is damaged
-            if wal and db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] < committed_frames(wal):
+            read = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] if wal else 0
+            if read < committed_frames(wal) and not is_torn(wal):
                 return False
             (told,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             for row in db.execute(f"SELECT {COLUMNS} FROM answers"):
@@ -92,54 +87,6 @@ def _lacks_tables(path: Path) -> bool:
             return db is None
     except CorruptArtefact:
         return False
-
-
-def committed_frames(wal: bytes) -> int:
-    """Frames up to the last one that ends a transaction; SQLite stops before, and says nothing, at a damaged one."""
-    count = 0
-    for number, at in enumerate(_whole_frames(wal), 1):
-        # Frames of an earlier round share neither salt with the header; one bit flip leaves one of the two.
-        is_ours = wal[at + 8 : at + 12] == wal[16:20] or wal[at + 12 : at + 16] == wal[20:24]
-        if is_ours and wal[at + 4 : at + 8] != bytes(4):
-            count = number
-    return count
-
-
-def readable_frames(wal: bytes) -> int:
-    """Of the committed frames those that SQLite reads: up to the first whose sums, which cover all before it too, do
-    not match. Source: https://www.sqlite.org/fileformat2.html, sections 4.1 and 4.2."""
-    order = WAL_ORDERS.get(wal[:4])
-    if order is None or wal[4:12] != WAL_VERSION + PAGE_BYTES.to_bytes(4, "big"):
-        return 0
-    sums = _wal_sums(wal[:24], order, (0, 0))
-    if _sums_at(wal, 24) != sums:
-        return 0
-    count = 0
-    for number, at in enumerate(_whole_frames(wal), 1):
-        page = wal[at + FRAME_HEADER_BYTES : at + FRAME_BYTES]
-        sums = _wal_sums(wal[at : at + 8] + page, order, sums)
-        if wal[at + 8 : at + 16] != wal[16:24] or _sums_at(wal, at + 16) != sums:
-            break
-        if wal[at + 4 : at + 8] != bytes(4):
-            count = number
-    return count
-
-
-def _whole_frames(wal: bytes) -> range:
-    return range(WAL_HEADER_BYTES, len(wal) - FRAME_BYTES + 1, FRAME_BYTES)
-
-
-def _wal_sums(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
-    first, second = sums
-    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
-    for even, odd in zip(words, words, strict=True):
-        first = (first + even + second) & 0xFFFFFFFF
-        second = (second + odd + first) & 0xFFFFFFFF
-    return first, second
-
-
-def _sums_at(wal: bytes, at: int) -> tuple[int, int]:
-    return int.from_bytes(wal[at : at + 4], "big"), int.from_bytes(wal[at + 4 : at + 8], "big")
 
 
 def _intact(path: Path, wal: bytes) -> Intact:
