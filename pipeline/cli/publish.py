@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from pipeline.cli.call import Call, Target, on_config
-from pipeline.core.errors import ExitCode, Interrupted, Terminated, UsageError
+from pipeline.core.errors import UsageError
 from pipeline.core.log import configure_logging
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def push_command(
         if dry_run:
             return
         _ask(wish.target.where, yes=yes)
-        address = publish(proposal, lambda: _check(call))
+        address = publish(proposal, partial(call.stop.check, "push"))
     say_published(proposal, address, as_json=target.as_json)
 
 
@@ -87,12 +88,6 @@ def _ask(where: str, *, yes: bool) -> None:
         raise UsageError(what, where=where, todo="look at it with --dry-run, then give --yes")
     if not click.confirm(f"publish this to {where}?", default=False, err=True):
         raise UsageError("not published", where=where, todo="nothing was sent")
-
-
-def _check(call: Call) -> None:
-    if call.stop.requested.is_set():
-        kind = Terminated if call.stop.exit_code is ExitCode.TERMINATED else Interrupted
-        raise kind("stopped by a signal", where="push", todo="run the same command again")
 
 
 @click.command("export")

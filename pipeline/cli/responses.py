@@ -1,14 +1,15 @@
 """`responses`: list, count, carry and remove the answers that were paid for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
 
 from pipeline.cli.call import DATA, JSON, SET, VERBOSE, Call, Target
 from pipeline.cli.usage import Commands
-from pipeline.core.errors import ExitCode, Incomplete, Interrupted, Terminated, UsageError
+from pipeline.core.errors import Incomplete, UsageError
 from pipeline.core.log import configure_logging
 
 PATH = click.Path(path_type=Path, readable=False)
@@ -47,7 +48,7 @@ def list_command(call: Call, data: str | Path, as_json: bool) -> None:
 
     configure_logging((), verbose=False)
     with call.signals():
-        found = take_inventory(existing_data(Path(data)), _check(call, "responses list"))
+        found = take_inventory(existing_data(Path(data)), partial(call.stop.check, "responses list"))
     say_inventory(found, as_json=as_json)
 
 
@@ -68,7 +69,7 @@ def count_command(
 
     _refuse_overrides(config, overrides)
     configure_logging((), verbose=verbose)
-    check = _check(call, "responses count")
+    check = partial(call.stop.check, "responses count")
     with call.signals():
         if config is None:
             say_count(take_inventory(existing_data(data), check), as_json=as_json)
@@ -114,7 +115,7 @@ def export_command(
         todo = "name the config whose answers shall go, or --all for everything"
         raise UsageError(what, where="responses export", todo=todo)
     configure_logging((), verbose=verbose)
-    check = _check(call, "responses export")
+    check = partial(call.stop.check, "responses export")
     with call.signals():
         folder = existing_data(data)
         if config is None:
@@ -144,7 +145,7 @@ def import_command(call: Call, file: Path, data: Path, as_json: bool) -> None:
 
     configure_logging((), verbose=False)
     with call.signals():
-        done = import_answers(file, data, _check(call, "responses import"))
+        done = import_answers(file, data, partial(call.stop.check, "responses import"))
     say_imported(done, as_json=as_json)
 
 
@@ -196,22 +197,10 @@ def purge_command(
             keys = frozenset(wanted_of(Target(config, data, overrides, as_json, verbose).open(call)).rows)
         before_ms = None if before is None else int(before.replace(tzinfo=UTC).timestamp() * 1000)
         selection = Selection(teacher, model, rejected, before_ms, keys)
-        done = purge(data, selection, delete=delete, check=_check(call, "responses purge"))
+        done = purge(data, selection, delete=delete, check=partial(call.stop.check, "responses purge"))
     say_purge(done, as_json=as_json)
 
 
 def _refuse_overrides(config: Path | None, overrides: Sequence[str]) -> None:
     if config is None and overrides:
         raise click.UsageError("--set belongs to a CONFIG")
-
-
-def _check(call: Call, command: str) -> Callable[[], None]:
-    """What raises when a signal has asked us to stop."""
-
-    def check() -> None:
-        if call.stop.requested.is_set():
-            kind = Terminated if call.stop.exit_code is ExitCode.TERMINATED else Interrupted
-            todo = "run the same command again"
-            raise kind("stopped by a signal", where=command, todo=todo)
-
-    return check

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass, field
 
-from pipeline.core.errors import ExitCode
+from pipeline.core.errors import ExitCode, Interrupted, Terminated
 
 
 @dataclass(slots=True)
@@ -23,3 +23,17 @@ class Stop:
         """Ask everything to stop."""
         self.exit_code = exit_code
         self.requested.set()
+
+    @property
+    def error(self) -> type[Interrupted]:
+        """What work is ended with, by the signal that asked."""
+        return Terminated if self.exit_code is ExitCode.TERMINATED else Interrupted
+
+    def check(self, command: str) -> None:
+        """Raise if a signal asked a command to stop that goes on when it is repeated.
+
+        Raises:
+            Interrupted, Terminated: it did.
+        """
+        if self.requested.is_set():
+            raise self.error("stopped by a signal", where=command, todo="run the same command again")

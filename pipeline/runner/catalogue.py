@@ -12,6 +12,7 @@ from pipeline.runner.links import linked_artefact, run_folders
 from pipeline.runner.steps import step_names
 
 TODO = "give the folder of a run: --data DIR"
+READ = "see to the disk or give read access, then run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Catalogue:
     @classmethod
     def of(cls, data: Path) -> "Catalogue":
         """Read the manifests of a data folder; an empty catalogue where there is none."""
-        found, unreadable = _stored(Store(data / "store"))
+        found, unreadable = stored(Store(data / "store"))
         held: dict[tuple[str, str], list[str]] = {}
         for folder in run_folders(data):
             for artefact in _linked(folder):
@@ -103,7 +104,8 @@ def open_catalogue(data: Path) -> Catalogue:
     return Catalogue.of(data)
 
 
-def _stored(store: Store) -> tuple[dict[tuple[str, str], Artefact], list[Path]]:
+def stored(store: Store) -> tuple[dict[tuple[str, str], Artefact], list[Path]]:
+    """The results of a store by stage and key; and the folders of those whose manifest cannot be read."""
     found, unreadable = {}, []
     for stage, key in store.artefacts():
         path = store.path_of(stage, key)
@@ -141,6 +143,11 @@ def part(value: Json, *names: str) -> Json:
             return None
         value = value.get(name)
     return value
+
+
+def text(value: object) -> str | None:
+    """A value as text; None where there is none."""
+    return None if value is None else str(value)
 
 
 def texts(value: Json) -> Sequence[str]:

@@ -10,7 +10,7 @@ from pipeline.core.lineage import digest_json
 from pipeline.core.stage import Json
 from pipeline.core.store import MANIFEST, REBUILD
 from pipeline.runner.catalogue import Catalogue, Held, inputs_of, kind_of, part
-from pipeline.runner.provenance import PROVENANCE
+from pipeline.terms.statement import PROVENANCE, Statement
 
 REMADE = "run the run again: what is not up to date is made anew; a run that is not needed any more: delete its folder"
 
@@ -67,8 +67,6 @@ def _false_statement(held: Held) -> Iterator[Break]:
 
 
 def _statement_sha256(told: Mapping[str, Json]) -> str | None:
-    from pipeline.terms.statement import Statement
-
     try:
         return Statement.from_json(cast(Mapping[str, Any], told["statement"])).sha256
     except (TypeError, LookupError, AttributeError):
@@ -79,8 +77,6 @@ def override_breaks(path: Path | None) -> Iterator[Break]:
     """The breaks in a file of overrides, each line of which holds the hash of the one before."""
     from pipeline.terms.overrides import read_overrides
 
-    if path is None:
-        return
     try:
         read_overrides(path)
     except CorruptArtefact as error:

@@ -9,13 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.core.errors import disk_errors
-from pipeline.runner.catalogue import Catalogue, Held, open_catalogue, part, texts
+from pipeline.runner.catalogue import READ, Catalogue, Held, open_catalogue, part, texts
 from pipeline.runner.meaning import Meanings, Meant
 from pipeline.runner.models import Model, model_of, models_on
 from pipeline.runner.steps import step_names
 from pipeline.runner.touched import Touched, touched_results
-
-READ = "see to the disk or give read access, then run the same command again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,18 @@ does not know where configs lie. A run lets go of its results when its folder un
 import shutil
 import uuid
 from collections.abc import Collection as Collection_
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pipeline.core.errors import CorruptArtefact, UsageError, disk_errors
+from pipeline.core.errors import UsageError, disk_errors
 from pipeline.core.lineage import Manifest
 from pipeline.core.load import load_config
 from pipeline.core.runs import lock_holder, own_data, read_lock
-from pipeline.core.store import MANIFEST, QUARANTINE, Store, sync_folder
-from pipeline.runner.catalogue import inputs_of, kind_of
+from pipeline.core.store import QUARANTINE, Store, sync_folder
+from pipeline.runner.catalogue import inputs_of, kind_of, stored
 from pipeline.runner.links import held_places, result_links, run_folders, work_links
 
 TRASH = ".trash"
@@ -110,7 +110,7 @@ def _list(data: Path, locked: set[tuple[str, str]], *, deleted: bool) -> Collect
     # Work that is not finished may have its result already: a process was killed between the commit and the link.
     results = [*store.artefacts()]
     held = locked.union(*map(held_places, run_folders(data)), _unfinished(data))
-    wanted = held | _made_of(store, results, held)
+    wanted = held | _made_of({place: artefact.manifest for place, artefact in stored(store)[0].items()}, held)
     items = [
         *(_item("result", store.path_of(*place)) for place in results if place not in wanted),
         *(_item("work", path) for path in _idle_work(data)),
@@ -128,13 +128,9 @@ def _list(data: Path, locked: set[tuple[str, str]], *, deleted: bool) -> Collect
     )
 
 
-def _made_of(
-    store: Store, results: Sequence[tuple[str, str]], held: Collection_[tuple[str, str]]
-) -> set[tuple[str, str]]:
+def _made_of(manifests: Mapping[tuple[str, str], Manifest], held: Collection_[tuple[str, str]]) -> set[tuple[str, str]]:
     """The results that others are made of, back to the prompts: without them nobody could tell any more what a model
     was trained on. Of several with equal content one is enough, so none is added where one is held."""
-    read = {place: _manifest(store.path_of(*place)) for place in results}
-    manifests = {place: manifest for place, manifest in read.items() if manifest is not None}
     of_content: dict[tuple[str, str], tuple[str, str]] = {}
     for place in sorted(manifests, key=lambda place: place not in held):
         of_content.setdefault((place[0], manifests[place].content), place)
@@ -147,14 +143,6 @@ def _made_of(
                 found.add(source)
                 left.append(source)
     return found
-
-
-def _manifest(artefact: Path) -> Manifest | None:
-    """None where it cannot be read: that is `verify`'s to say."""
-    try:
-        return Manifest.read(artefact / MANIFEST)
-    except (CorruptArtefact, OSError):
-        return None
 
 
 def _idle_work(data: Path) -> Iterator[Path]:

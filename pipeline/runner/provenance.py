@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.core.lineage import Manifest
-from pipeline.runner.catalogue import part, texts
-
-PROVENANCE = "provenance"
-"""Where it stands among the manifest's metrics."""
+from pipeline.runner.catalogue import part, text, texts
+from pipeline.terms.statement import PROVENANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +90,11 @@ def _judgement(told: Mapping[str, Any]) -> Judgement | None:
     policy, overrides = told.get("policy"), told.get("overrides")
     return Judgement(
         outcome=outcome,
-        intended_use=_text(part(policy, "intended_use")),
-        dataset_release=_text(part(policy, "release", "dataset")),
-        model_release=_text(part(policy, "release", "model")),
+        intended_use=text(part(policy, "intended_use")),
+        dataset_release=text(part(policy, "release", "dataset")),
+        model_release=text(part(policy, "release", "model")),
         overrides=tuple(str(part(each, "id")) for each in overrides) if isinstance(overrides, list) else (),
     )
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _objects(value: Any) -> Sequence[Mapping[str, Any]]:

@@ -14,7 +14,6 @@ from pipeline.core.errors import (
     LostRows,
     PipelineError,
     RunLocked,
-    Terminated,
     UsageError,
 )
 from pipeline.core.fanout import open_fanout
@@ -99,6 +98,8 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
     """
     refuse_if_held(run_lock(session.folder))
     session = replace(session, invoked=(name, "--force") if force else (name,))
+    if name == "train":
+        _meet_machines(session)
     steps = {step.name: step for step in plan_steps()}
     check_terms(session, [steps[name]])
     check_before_start(session, [steps[name]], force=force)
@@ -150,7 +151,7 @@ def _named_after_signal(session: Session) -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
-        kind = Terminated if session.stop.exit_code is ExitCode.TERMINATED else Interrupted
+        kind = session.stop.error
         if isinstance(error, Interrupted):
             raise kind(error.what, where=error.where, todo=error.todo) from error
         what = "stopped at once; what was committed is kept"
@@ -169,14 +170,23 @@ def follow_training(session: Session) -> None:
     """Take part in the training that the first process of this launch leads; holds no lock and commits nothing.
 
     Raises:
-        UsageError, CorruptArtefact: as `run_one`.
+        UsageError, CorruptArtefact: as `run_one`; or the machines of the launch do not share the data folder.
         Interrupted: as `worker.follow`.
     """
     from pipeline.student.worker import follow  # only the other processes of a launch need it
+    from pipeline.text.verifiers import VERIFIERS
 
+    _meet_machines(session)
     step = next(step for step in plan_steps() if step.name == "train")
     key = step_key(step_parts(session, step, committed_before(session, "train")))
-    follow(session.workdir_of(step, key), session.stop.requested)
+    follow(session.workdir_of(step, key), session.stop.requested, VERIFIERS)
+
+
+def _meet_machines(session: Session) -> None:
+    """Make sure that the machines of this launch, if there are several, share the data folder."""
+    from pipeline.student.nodes import meet  # only `train` needs it
+
+    meet(session.data, session.stop.requested)
 
 
 def _dismiss_followers(session: Session, outcome: Outcome) -> None:
@@ -232,6 +242,7 @@ def run_step(
             cancel=session.stop.requested,
             fanout=fanout,
             resume_command=session.resume_command,
+            run=session.loaded.run_name,
         )
         with hold_lock(workdir.with_name(f"{key}.lock"), wait=_patience(ctx)):
             if not force and (hit := _cached(session, step, key, events)) is not None:

@@ -1,7 +1,7 @@
 """The gate before the first request: the terms of everything that a config names, judged before anything is spent."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Final
 
 from pipeline.core.config import DeclaredSource, RunConfig
 from pipeline.core.config_policy import PolicyConfig
-from pipeline.core.config_prompts import PromptSet
 from pipeline.core.errors import UsageError
 from pipeline.core.mistakes import nearest
 from pipeline.runner.session import Session
@@ -29,7 +28,7 @@ from pipeline.terms.overrides import (
 from pipeline.terms.policy import judge
 from pipeline.terms.records import Registry, load_registry, resolve
 from pipeline.terms.rules import REFUSED
-from pipeline.terms.statement import Source, Statement
+from pipeline.terms.statement import Statement, prompt_source
 from pipeline.terms.training import today
 from pipeline.terms.verdict import Finding, Verdict
 
@@ -55,11 +54,11 @@ def statement_of(run: RunConfig) -> Statement:
     Raises:
         UsageError: a card cannot be read.
     """
-    prompts = [
-        _prompt_source(name, each)
-        for name, each in run.prompts.sets.items()
-        if name not in run.dataset.exclude_prompt_sets
-    ]
+    from pipeline.stages.prompts.card import source_facts  # the stage's package loads Arrow
+
+    kept = {name: each for name, each in run.prompts.sets.items() if name not in run.dataset.exclude_prompt_sets}
+    cards = {name: source_facts(each) for name, each in kept.items()}
+    prompts = [prompt_source(name, card.source, card.revision, card.license) for name, card in cards.items()]
     declared = [source_of(each) for each in declared_sources(run) if not _is_excluded(each, run)]
     return Statement((*declared, *prompts))
 
@@ -80,14 +79,6 @@ def _left_out(run: RunConfig) -> tuple[str, ...]:
     )
 
 
-def _prompt_source(name: str, prompt_set: PromptSet) -> Source:
-    from pipeline.stages.prompts.card import source_facts  # the stage's package loads Arrow
-
-    facts = source_facts(prompt_set)
-    told: Mapping[str, str] = {"source": facts.source, "revision": facts.revision}
-    return Source("prompt", name, facts.source, (facts.license,), None, {**told})
-
-
 def judge_plan(session: Session) -> Planned:
     """Judge a config.
 
@@ -97,7 +88,7 @@ def judge_plan(session: Session) -> Planned:
     """
     run = session.loaded.config
     registry, statement = load_registry(run.policy.registry), statement_of(run)
-    overrides = () if run.policy.overrides is None else read_overrides(run.policy.overrides)
+    overrides = read_overrides(run.policy.overrides)
     verdict = judge(statement, run.policy, registry, gate="plan", overrides=overrides, today=today())
     verdict = replace(verdict, warnings=(*verdict.warnings, *_left_out(run)))
     return Planned(verdict, statement, registry)
@@ -196,9 +187,8 @@ def check_terms(session: Session, steps: Sequence[Step]) -> None:
     Raises:
         PolicyRefused, UsageError, CorruptArtefact: as `check_plan`.
     """
-    overrides = session.loaded.config.policy.overrides
-    if overrides is not None:
-        read_overrides(overrides)  # an edited line is said as such: it also makes the steps that read it out of date
+    # An edited line is said as such: it also makes the steps that read it out of date.
+    read_overrides(session.loaded.config.policy.overrides)
     if not any(step.kind in JUDGED for step in steps):
         return
     for warning in check_plan(session).verdict.warnings:

@@ -9,14 +9,13 @@ from pipeline.core.errors import UsageError, disk_errors
 from pipeline.core.lineage import OTHER_WEIGHTS, DigestCache, file_sha256, model_files
 from pipeline.core.stage import Json
 from pipeline.core.store import MANIFEST
-from pipeline.runner.catalogue import Catalogue, Held, inputs_of, open_catalogue, part
+from pipeline.runner.catalogue import READ, Catalogue, Held, inputs_of, open_catalogue, part, text
 from pipeline.runner.models import Model, model_of
 from pipeline.runner.provenance import Judgement, Provenance, Term
 
 WEIGHTS = ("*.safetensors", *OTHER_WEIGHTS)
 SETTINGS = ("tuning", "epochs", "max_steps", "batch_size", "learning_rate", "max_length", "precision", "seed")
 """Of the config of a training, those that are told."""
-READ = "see to the disk or give read access, then run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +263,8 @@ def _declared(source: Mapping[str, Any]) -> SourceFacts:
         name=str(source.get("name")),
         what=str(source.get("what")),
         licenses=tuple(map(str, source.get("licenses", ()))),
-        revision=_text(part(facts, "revision")),
-        identity=_text(part(facts, "identity")),
+        revision=text(part(facts, "revision")),
+        identity=text(part(facts, "identity")),
         rows=None,
         share=None,
     )
@@ -280,7 +279,7 @@ def _teacher(name: str, facts: Json) -> SourceFacts:
     what = ", ".join(str(each) for each in (part(facts, "model"), part(facts, "origin")) if each is not None)
     named = part(facts, "licenses")
     licenses = named if isinstance(named, list) else [part(facts, "license")]
-    identity = _text(part(facts, "identity"))
+    identity = text(part(facts, "identity"))
     return SourceFacts("teacher", name, what, tuple(map(str, licenses)), None, identity, None, None)
 
 
@@ -294,7 +293,7 @@ def _prompt_sets(found: Mapping[str, Held]) -> list[SourceFacts]:
             name=name,
             what=str(part(facts, "source")),
             licenses=(str(part(facts, "license")),),
-            revision=_text(part(facts, "revision")),
+            revision=text(part(facts, "revision")),
             identity=None,
             rows=None,
             share=None,
@@ -313,12 +312,8 @@ def _base(train: Held) -> SourceFacts:
         name="student",
         what="a folder" if part(facts, "model") == "local" else str(part(facts, "model") or "unknown"),
         licenses=(str(part(facts, "license") or "unknown"), *above),
-        revision=_text(part(facts, "revision")),
-        identity=_text(part(train.manifest.parts, "files", "student.model")),
+        revision=text(part(facts, "revision")),
+        identity=text(part(train.manifest.parts, "files", "student.model")),
         rows=None,
         share=None,
     )
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)

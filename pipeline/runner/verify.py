@@ -16,7 +16,7 @@ from pipeline.core.log import show_progress
 from pipeline.core.runs import read_lock
 from pipeline.core.stage import Progress
 from pipeline.core.store import MANIFEST, REBUILD, Artefact, Store
-from pipeline.runner.catalogue import Catalogue
+from pipeline.runner.catalogue import READ, Catalogue
 from pipeline.runner.chain import Break, breaks_of, override_breaks
 from pipeline.runner.contents import recompute
 from pipeline.runner.links import Link, copied_results, result_links, run_folders
@@ -24,7 +24,6 @@ from pipeline.runner.locked import RELOCK
 from pipeline.runner.session import Session
 from pipeline.runner.steps import STAGES, stage_module
 
-READ = "see to the disk or give read access, then run the same command again"
 RELINK = "run it again: the result is made anew or linked; a run that is not needed any more: delete its folder"
 RECOPY = "move this copy away and run again: the result is linked instead, or made anew"
 STRAY = "remove it, or move it out of the store: no run made it and none needs it"

@@ -6,7 +6,6 @@ joins them. Source of the layout: https://www.sqlite.org/fileformat2.html, secti
 
 import os
 import sqlite3
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

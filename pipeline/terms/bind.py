@@ -7,7 +7,7 @@ from typing import Final
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.terms.duties import owed
 from pipeline.terms.grants import Grant, Held, grant_of, is_below, join, join_all
-from pipeline.terms.licenses import UNKNOWN, parse_license
+from pipeline.terms.licenses import UNKNOWN, comparable
 from pipeline.terms.overrides import Override
 from pipeline.terms.records import Alternative, Registry, resolve
 from pipeline.terms.rules import EFFECTS, REFUSED, Situation, rule_on
@@ -131,14 +131,10 @@ def sources_there(statement: Statement) -> tuple[Source, ...]:
     if not rows:
         return statement.sources
     there = {name for each in rows for name in _named(each)}
-    kept = [source for source in statement.sources if source.role not in WITH_ROWS or _name(source) in there]
-    missing = sorted(there - {_name(source) for source in kept})
+    kept = [source for source in statement.sources if source.role not in WITH_ROWS or source.place in there]
+    missing = sorted(there - {source.place for source in kept})
     strangers = [Source(role, name, name, (UNKNOWN,)) for role, name in missing]  # type: ignore[arg-type]
     return (*kept, *strangers, *_undeclared(rows, kept))
-
-
-def _name(source: Source) -> tuple[str, str]:
-    return source.role, source.name
 
 
 def _named(rows: RowSet) -> set[tuple[str, str]]:
@@ -155,20 +151,13 @@ def _undeclared(rows: Iterable[RowSet], sources: Sequence[Source]) -> list[Sourc
 def _brought(rows: RowSet, sources: Iterable[Source]) -> tuple[str, ...]:
     """The licences of rows that none of their own sources declares."""
     named = _named(rows)
-    declared = {_plain(name) for source in sources if _name(source) in named for name in source.licenses}
-    return tuple(name for name in rows.licenses if _plain(name) not in declared)
+    declared = {comparable(name) for source in sources if source.place in named for name in source.licenses}
+    return tuple(name for name in rows.licenses if comparable(name) not in declared)
 
 
 def merged_name(teacher: str, license_name: str) -> str:
     """Name of the source that stands for a licence that duplicates brought into a teacher's rows."""
     return f"{MERGED}{teacher}: {license_name}"
-
-
-def _plain(name: str) -> str:
-    try:
-        return parse_license(name).name.casefold()
-    except ValueError:
-        return UNKNOWN
 
 
 def involves(rows: RowSet, bearers: Iterable[str], sources: Iterable[Source]) -> bool:
@@ -196,7 +185,7 @@ def _of_source(source: Source, policy: PolicyConfig, registry: Registry) -> tupl
         if len(every) > 1:
             by = "policy.choose" if len(options) < len(every) else "the fewest findings and obligations"
             left = tuple(option for option in every if option != taken)
-            choices.append(Choice(f"{source.role}:{source.name}", expression, taken, left, by))
+            choices.append(Choice(source.bearer, expression, taken, left, by))
     return join_all(grants), choices
 
 

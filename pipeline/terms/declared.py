@@ -188,16 +188,12 @@ class Card:
     license: str | None = None
 
 
-def base_models_of(folder: Path | None) -> tuple[str, ...]:
-    """Names of the models that a folder's card says it was made from; none where there is no card.
+def read_card(folder: Path) -> Card:
+    """The card in a model's folder; an empty one where there is none. Whatever is wrong with it, models that it may
+    name count as unknown.
 
     Not covered: hub ids, whose cards are not here to be read before anything was asked; `base_models` names theirs.
     """
-    return () if folder is None else read_card(folder).base_models
-
-
-def read_card(folder: Path) -> Card:
-    """The card in a model's folder. Whatever is wrong with it, models that it may name count as unknown."""
     path = folder / CARD
     place = f"{folder.resolve().name}/{CARD}"
     try:

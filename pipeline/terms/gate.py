@@ -126,7 +126,7 @@ def _rows(finding: Finding, statement: Statement) -> str:
 
 def _sources(finding: Finding, statement: Statement) -> str:
     """`teacher main` (`openai:gpt-4o`)`, of the first two."""
-    what = {f"{source.role}:{source.name}": source.what for source in statement.sources}
+    what = {source.bearer: source.what for source in statement.sources}
     named = []
     for bearer in finding.sources[:2]:
         role, _, name = bearer.partition(":")

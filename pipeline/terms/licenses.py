@@ -75,6 +75,15 @@ def parse_license(text: str) -> License:
     return License(expression, spdx=True)
 
 
+@functools.lru_cache(maxsize=1024)
+def comparable(name: str) -> str:
+    """What two names of a licence share; "unknown" for what can be none."""
+    try:
+        return parse_license(name).name.casefold()
+    except ValueError:
+        return UNKNOWN
+
+
 def _spdx_expression(name: str) -> str | None:
     """In its canonical form; None: it is none."""
     try:

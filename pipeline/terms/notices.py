@@ -184,7 +184,7 @@ def notice(statement: Statement, obligations: Sequence[Due]) -> str:
         if due.atom in ("notice_file", "display", "attribution") and text is not None:
             lines += [text, f"  (asked for by {_line(due.title)}; for {', '.join(map(_line, due.sources))})", ""]
     lines.append("Made from:")
-    for source in sorted(statement.sources, key=lambda each: (each.role, each.name)):
+    for source in sorted(statement.sources, key=lambda each: each.place):
         lines.append(f"- {_line(source.role)} {_line(source.name)}: {_line(source.what)}")
         lines.append(f"  under {', '.join(map(_line, source.licenses)) or 'unknown terms'}")
     return "\n".join(lines) + "\n"
@@ -254,7 +254,7 @@ def rows_of(statement: Statement, source: Source) -> int | None:
     """Rows that come from a source; None for sources that no row comes from (the student's base)."""
     if source.role not in WITH_ROWS:
         return None
-    named = (f"{source.role}:{source.name}",)
+    named = (source.bearer,)
     return sum(each.rows for each in statement.row_sets if involves(each, named, statement.sources))
 
 

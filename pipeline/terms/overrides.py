@@ -23,6 +23,7 @@ from pipeline.core.errors import CorruptArtefact, UsageError, disk_errors
 from pipeline.core.lineage import canonical_json, digest_json, file_sha256
 from pipeline.core.log import safe_text
 from pipeline.core.stage import Json
+from pipeline.core.store import sync_folder
 from pipeline.core.versions import collect_versions
 from pipeline.terms.licenses import parse_license
 from pipeline.terms.statement import Source, Statement
@@ -106,7 +107,7 @@ class Override(ConfigModel):
 
     def asserts(self, source: Source, policy: PolicyConfig) -> bool:
         """Whether it says what a source is under, for what the policy means to do."""
-        return self.source == bearer_of(source) and self.sources.get(bearer_of(source)) == scope_of(source, policy)
+        return self.source == source.bearer and self.sources.get(source.bearer) == scope_of(source, policy)
 
     @property
     def seal(self) -> str:
@@ -139,11 +140,6 @@ class Decision:
     license: str | None = None
 
 
-def bearer_of(source: Source) -> str:
-    """`teacher:main`."""
-    return f"{source.role}:{source.name}"
-
-
 def scope_of(source: Source, policy: PolicyConfig) -> str:
     """What an override is bound to: 64 hex digits over what a source is, its revision and its terms, and what is meant
     to be done (use and release), whatever else is there.
@@ -158,7 +154,7 @@ def scope_of(source: Source, policy: PolicyConfig) -> str:
 
 def scopes_of(statement: Statement, policy: PolicyConfig) -> dict[str, str]:
     """`teacher:main` -> its scope."""
-    return {bearer_of(source): scope_of(source, policy) for source in statement.sources}
+    return {source.bearer: scope_of(source, policy) for source in statement.sources}
 
 
 def evidence_of(path: Path) -> Evidence:
@@ -195,13 +191,15 @@ def _unusable(path: Path) -> str | None:
     return "the evidence is empty" if path.stat().st_size == 0 else None
 
 
-def read_overrides(path: Path) -> tuple[Override, ...]:
-    """All overrides of a file, in order; none where there is no file.
+def read_overrides(path: Path | None) -> tuple[Override, ...]:
+    """All overrides of a file, in order; none where there is no file, or a policy names none.
 
     Raises:
         CorruptArtefact: a line was edited, moved, dropped or cut; it names the file and the line.
         UsageError: it is a folder.
     """
+    if path is None:
+        return ()
     _refuse_folder(path)
     if not path.exists():
         return ()
@@ -242,7 +240,7 @@ def append_override(
             _checked(written, path)
             made = _made(decision, scopes_of(statement, policy), _last_digest(written), today)
             _append(file, _line(made), len(written))
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     return made
 
 
@@ -255,14 +253,6 @@ def _append(file: IO[bytes], line: bytes, before: int) -> None:
     except OSError:
         os.truncate(file.fileno(), before)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _made(decision: Decision, scopes: Mapping[str, str], before: str, today: date) -> Override:

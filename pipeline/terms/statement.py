@@ -1,12 +1,15 @@
 """The sources of a data set or a model: who gave what, under which terms; what gates judge and manifests carry."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from pipeline.core.config_policy import Role
 from pipeline.core.lineage import digest_json
 from pipeline.core.stage import Json
+
+PROVENANCE: Final = "provenance"
+"""Where a data set's manifest says its statement, and how it was judged, among its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,16 @@ class Source:
     family: str | None = None
     facts: Mapping[str, Json] = field(default_factory=dict)
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Role and name."""
+        return self.role, self.name
+
+    @property
+    def bearer(self) -> str:
+        """`teacher:main`."""
+        return f"{self.role}:{self.name}"
+
     def to_json(self) -> dict[str, Json]:
         """As plain JSON."""
         return cast(dict[str, Json], {**asdict(self), "licenses": [*self.licenses], "facts": {**self.facts}})
@@ -43,6 +56,15 @@ class Source:
             TypeError, KeyError: it is none.
         """
         return cls(**{**value, "licenses": tuple(value["licenses"]), "facts": {**value["facts"]}})
+
+
+def prompt_source(name: str, source: str, revision: str, license: str) -> Source:
+    """A set of prompts by what its card, or what `prompts` wrote down of it, says; "unknown" where that says nothing.
+
+    Args:
+        source, revision: where its rows come from, and which version of that.
+    """
+    return Source("prompt", name, source, (license,), facts={"source": source, "revision": revision})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +104,13 @@ class Statement:
     @property
     def sha256(self) -> str:
         """64 hex digits over the sources, without counts of rows."""
-        return digest_json([source.to_json() for source in sorted(self.sources, key=_place)])
+        return digest_json([source.to_json() for source in sorted(self.sources, key=lambda source: source.place)])
 
     def to_json(self) -> dict[str, Json]:
         """As plain JSON, in one order."""
         rows = sorted(self.row_sets, key=lambda each: (each.teacher, each.prompt_sets, each.licenses))
         return {
-            "sources": [source.to_json() for source in sorted(self.sources, key=_place)],
+            "sources": [source.to_json() for source in sorted(self.sources, key=lambda source: source.place)],
             "row_sets": [
                 {
                     "rows": each.rows,
@@ -112,12 +134,3 @@ class Statement:
             for each in value["row_sets"]
         ]
         return cls(tuple(Source.from_json(each) for each in value["sources"]), tuple(rows))
-
-
-def _place(source: Source) -> tuple[str, str]:
-    return source.role, source.name
-
-
-def of_roles(sources: Sequence[Source], roles: Sequence[str]) -> tuple[Source, ...]:
-    """Those sources whose role is one of some."""
-    return tuple(source for source in sources if source.role in roles)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.errors import CorruptArtefact, boundary
@@ -15,11 +15,8 @@ from pipeline.terms.licenses import UNKNOWN
 from pipeline.terms.overrides import read_overrides
 from pipeline.terms.policy import judge
 from pipeline.terms.records import Registry, TermRecord, load_registry
-from pipeline.terms.statement import Source, Statement
+from pipeline.terms.statement import PROVENANCE, Source, Statement
 from pipeline.terms.verdict import Gate, Verdict
-
-PROVENANCE: Final = "provenance"
-"""Where a data set's manifest says it, among its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def judge_dataset(dataset: Path, student: Source, policy: PolicyConfig, gate: Ga
     else:
         statement = with_student(Statement.from_json(found["statement"]), student)
         registry = with_records(registry, found["records"])
-    overrides = () if policy.overrides is None else read_overrides(policy.overrides)
+    overrides = read_overrides(policy.overrides)
     verdict = judge(statement, policy, registry, gate=gate, overrides=overrides, today=today)
     return Judged(verdict, statement, registry, file_sha256(path) if path.is_file() else None)
 

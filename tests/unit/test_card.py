@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.record import RECORD_SCHEMA, to_table
-from pipeline.stages.dataset.card import SIZES, front_matter, read_front_matter, write_card
+from pipeline.stages.dataset.card import SIZES, front_matter, write_card
 from pipeline.stages.dataset.census import Census
 from pipeline.stages.dataset.facts import Facts
 from pipeline.stages.dataset.upstream import Passed
@@ -20,7 +20,7 @@ from pipeline.terms.notices import DISCLAIMER, license_fields, notices_of
 from pipeline.terms.policy import judge
 from pipeline.terms.records import load_registry
 from pipeline.terms.statement import Source, Statement
-from pipeline.text.markdown import escape_markdown
+from pipeline.text.markdown import escape_markdown, split_front_matter
 from tests.examples import examples
 from tests.support import POLICY, a_record
 
@@ -68,8 +68,7 @@ def facts_of(
 def written(folder: Path, facts: Facts) -> tuple[Any, str]:
     """Front matter and body."""
     write_card(folder / "README.md", facts)
-    text = (folder / "README.md").read_text("utf-8")
-    return read_front_matter(folder / "README.md"), text.partition("\n---\n")[2]
+    return split_front_matter((folder / "README.md").read_text("utf-8"))
 
 
 def hostile(text: str) -> Facts:

@@ -15,9 +15,9 @@ from pipeline.core.lineage import canonical_json
 from pipeline.core.record import Record
 from pipeline.core.stage import Result
 from pipeline.stages import dataset as stage
-from pipeline.stages.dataset.card import read_front_matter
 from pipeline.terms.overrides import Decision, Evidence, append_override
 from pipeline.terms.statement import Source, Statement
+from pipeline.text.markdown import split_front_matter
 from tests.dataset_stage import (
     SOURCES,
     a_manifest,
@@ -287,7 +287,7 @@ class TestAnswersOfPeople:
         sources = {"set": {**SOURCES["set"], "source": "https://huggingface.co/datasets/openai/gsm8k"}}
         humans = people("tiny", "MIT", "human-written solutions of GSM8K")
         out, result = run_stage(tmp_path, [a_record()], a_step(humans, a_student(), policy=policy), sources=sources)
-        meta = read_front_matter(out / "README.md")
+        meta, _ = split_front_matter((out / "README.md").read_text("utf-8"))
         assert (meta["license"], meta["source_datasets"]) == ("mit", ["extended|openai/gsm8k"])
         assert meta["annotations_creators"] == ["found"] and "tags" not in meta
         assert "human\\-written solutions of GSM8K" in (out / "README.md").read_text("utf-8")

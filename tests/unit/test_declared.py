@@ -16,9 +16,9 @@ from pipeline.core.errors import UsageError
 from pipeline.stages.generate.rows import licenses_of
 from pipeline.terms.declared import (
     UNREADABLE,
-    base_models_of,
     declared_student,
     declared_teacher,
+    read_card,
     source_of,
     with_ancestors,
     with_family,
@@ -80,8 +80,8 @@ class TestLineage:
     )
     def test_cards(self, tmp_path: Path, card: str, named: tuple[str, ...]) -> None:
         (tmp_path / "README.md").write_text(card, "utf-8")
-        assert base_models_of(tmp_path) == named
-        assert base_models_of(tmp_path / "nothing") == base_models_of(None) == ()
+        assert read_card(tmp_path).base_models == named
+        assert read_card(tmp_path / "nothing").base_models == ()
 
     @pytest.mark.parametrize(
         "card",
@@ -105,13 +105,13 @@ class TestLineage:
     )
     def test_a_card_that_cannot_be_read_may_name_any_model(self, tmp_path: Path, card: str) -> None:
         (tmp_path / "README.md").write_text(card, "utf-8")
-        assert base_models_of(tmp_path) == (UNREADABLE,)
+        assert read_card(tmp_path).base_models == (UNREADABLE,)
         made = verdict(teacher(model=str(tmp_path), revision=None, base_models={}))
         assert made.outcome == "undetermined"
 
     def test_bytes_that_are_no_text_are_no_traceback(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_bytes(b"---\nbase_model: a/\xff\n---\n")
-        assert len(base_models_of(tmp_path)) == 1
+        assert len(read_card(tmp_path).base_models) == 1
 
     @pytest.mark.parametrize(
         ("given", "joined"),

@@ -2,37 +2,41 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.student.card import (
-    DatasetFacts,
-    Duty,
-    ModelCard,
-    TaughtBy,
-    Verdict,
-    front_matter,
-    is_hub_id,
-    read_front_matter,
-    render_card,
-)
-from pipeline.text.markdown import escape_markdown
+from pipeline.stages.train.model_card import DatasetFacts, ModelCard, front_matter, is_hub_id, render_card
+from pipeline.terms.statement import Source
+from pipeline.terms.verdict import Due, Verdict
+from pipeline.text.markdown import split_front_matter
 
 NASTY = "x | y\n---\nlicense: mit\n# <script>alert(1)</script> ``` [a](javascript:x) \u202egnp.exe"
-PREFIX = Duty("name_prefix", "Llama", "distribute_model_trained_on_outputs", "LLAMA 3.3", "1.b.i", "include Llama")
-DISPLAY = Duty("display", "Built with Llama", "distribute_licensed_material", "LLAMA 3.3", "1.b.i", "display", True)
+
+
+def a_due(atom: str, text: str, trigger: str, title: str, clause: str, quote: str, conservative: bool = False) -> Due:
+    return Due(atom, text, trigger, "record", title, clause, quote, ("teacher:main",), conservative)
+
+
+def a_verdict(outcome: Any, warning: str) -> Verdict:
+    return Verdict("train", outcome, (), (), (warning,), (), (), ())
+
+
+PREFIX = a_due("name_prefix", "Llama", "distribute_model_trained_on_outputs", "LLAMA 3.3", "1.b.i", "include Llama")
+DISPLAY = a_due("display", "Built with Llama", "distribute_licensed_material", "LLAMA 3.3", "1.b.i", "display", True)
 CARD = ModelCard(
     name="Llama-pupil",
     base=("org/base-1b", "local-folder name", "org/older"),
     base_revision="abc",
     license={"license": "other", "license_name": "llama3.3", "license_link": "LICENSES.md"},
-    sources=(TaughtBy("teacher", "main", "meta/llama", ("llama3.3",)),),
+    sources=(Source("teacher", "main", "meta/llama", ("llama3.3",)),),
     dataset=DatasetFacts("Sums", "a" * 64, "b" * 64, 12_345, ("me/sums",)),
-    verdict=Verdict("allow_with_obligations", "research", "public", ("override LG-012 holds until 2027-01-01",)),
+    intended_use="research",
+    release="public",
+    verdict=a_verdict("allow_with_obligations", "override LG-012 holds until 2027-01-01"),
     duties=(PREFIX, DISPLAY),
     command="python -m pipeline run configs/x.yaml --set train.epochs=2",
     training={"rows": 12_000, "steps": 99, "tuning": "lora", "learning rate": 2e-05},
@@ -40,8 +44,7 @@ CARD = ModelCard(
 
 
 def rendered(card: ModelCard) -> tuple[Any, str]:
-    text = render_card(card, escape_markdown)
-    return read_front_matter(text), text.partition("\n---\n")[2]
+    return split_front_matter(render_card(card))
 
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:
@@ -60,7 +63,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
 
 def test_the_hub_library_reads_the_card(tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: the extra `train` installs it")
-    (tmp_path / "README.md").write_text(render_card(CARD, escape_markdown), "utf-8")
+    (tmp_path / "README.md").write_text(render_card(CARD), "utf-8")
     assert hub.ModelCard.load(tmp_path / "README.md").data.to_dict() == front_matter(CARD)
 
 
@@ -85,7 +88,7 @@ def test_what_is_absent_is_left_out() -> None:
 @pytest.mark.parametrize("fields", [{}, {"license": ""}, {"license_name": "x"}])
 def test_no_licence_is_never_a_default(fields: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="no licence"):
-        render_card(replace(CARD, license=fields), escape_markdown)
+        render_card(replace(CARD, license=fields))
 
 
 def everywhere(text: str) -> ModelCard:
@@ -95,10 +98,12 @@ def everywhere(text: str) -> ModelCard:
         base=(text,),
         base_revision=text,
         license={"license": "other", "license_name": text},
-        sources=(TaughtBy(text, text, text, (text,)),),
+        sources=(Source(cast(Any, text), text, text, (text,)),),
         dataset=DatasetFacts(text, "a" * 64, "b" * 64, 1, (text,)),
-        verdict=Verdict(text, text, text, (text,)),
-        duties=(Duty("display", text, text, text, text, text), Duty("name_prefix", text, text, text, text, text)),
+        intended_use=text,
+        release=text,
+        verdict=a_verdict(text, text),
+        duties=(a_due("display", text, text, text, text, text), a_due("name_prefix", text, text, text, text, text)),
         command=text,
         training={text: text, "steps": 1},
     )
@@ -119,7 +124,7 @@ def test_any_text_leaves_front_matter_and_headings_intact(text: str) -> None:
     assert meta["license"] == "other" and set(meta) <= {*front_matter(everywhere(text))}
     for heading in ("## What it was made from", "## Licence", "## How it was trained", "## Limits"):
         assert body.count(f"\n{heading}\n") == 1
-    assert yaml.safe_load(render_card(everywhere(text), escape_markdown).split("\n---\n")[0][4:]) == meta
+    assert yaml.safe_load(render_card(everywhere(text)).split("\n---\n")[0][4:]) == meta
 
 
 @pytest.mark.parametrize(

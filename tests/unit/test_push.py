@@ -16,7 +16,7 @@ from pipeline.core.store import Artefact, verify
 from pipeline.runner.publish.files import What, is_allowed, item_of
 from pipeline.runner.publish.push import Proposal, Wish, propose, publish, refuse
 from pipeline.runner.publish.targets import Folder, Remote, target_of
-from pipeline.student.card import read_front_matter
+from pipeline.text.markdown import split_front_matter
 from tests.publishing import EXAONE, HOST, LLAMA, Made, files_of, make, opened
 from tests.support import a_record, logger_is_restored
 
@@ -123,7 +123,7 @@ class TestWhatIsPublished:
         push("dataset", tmp_path / "data")
         text = (tmp_path / "Pupil-1" / "README.md").read_text()
         assert file_sha256(tmp_path / "data" / "manifest.json") in text
-        meta = read_front_matter(text)
+        meta = split_front_matter(text)[0]
         assert (meta["license"], meta["datasets"]) == ("mit", ["me/data"])
         assert "# Pupil\\-1" in text and "python -m pipeline run run.yaml" in text
 
@@ -132,7 +132,7 @@ class TestWhatIsPublished:
         session = replace(session, loaded=replace(session.loaded, overrides=("a.path=/home/jane/x",)))
         proposal = propose(session, Wish("model", target_of("/nowhere-yet", None)))
         text = next(item for item in proposal.items if item.name == "README.md").text()
-        assert "base_model" not in read_front_matter(text) and "student (a folder)" in text.replace("\\", "")
+        assert "base_model" not in split_front_matter(text)[0] and "student (a folder)" in text.replace("\\", "")
         assert "jane" not in text and "run run.yaml --set a.path=x" in text
 
     def test_the_same_is_published_twice_alike(self, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ class TestTerms:
         push("model", tmp_path / "Llama-tiny-pupil")
         text = (tmp_path / "Llama-tiny-pupil" / "README.md").read_text()
         assert "must begin with: Llama" in text
-        assert read_front_matter(text)["license"] == "other"
+        assert split_front_matter(text)[0]["license"] == "other"
 
     def test_a_data_set_is_no_model(self, tmp_path: Path) -> None:
         push("dataset", tmp_path / "tiny-rows")

@@ -7,7 +7,7 @@ import pytest
 from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.config_train import StudentModel
 from pipeline.stages.train.card import student_card, without_paths
-from pipeline.student.card import DatasetFacts, front_matter
+from pipeline.stages.train.model_card import DatasetFacts, front_matter
 from pipeline.terms.declared import declared_student, source_of
 from pipeline.terms.training import judge_dataset, today
 from tests.support import POLICY

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
-from pipeline.core.errors import ExitCode, Interrupted, LostRows, Terminated, UsageError, disk_errors
+from pipeline.core.errors import LostRows, UsageError, disk_errors
 from pipeline.core.lineage import file_sha256
 from pipeline.core.log import show_progress
 from pipeline.core.stage import Progress
@@ -20,6 +18,7 @@ from pipeline.runner.publish.folder import files_in, folder_of, refuse_changed, 
 from pipeline.runner.publish.terms import judge_artefact, refuse_verdict
 from pipeline.runner.run import committed_before
 from pipeline.runner.session import Session
+from pipeline.text.markdown import split_front_matter, with_front_matter
 
 FORMAT: Final = 1
 MADE: Final = "export.json"
@@ -137,7 +136,7 @@ def _write_split(
     with (folder / f"{name}.jsonl").open("wb") as out, (folder / REJECTS).open("ab") as rejects:
         for path in shards:
             for row_id, entry in entries(path, form):
-                _check_signal(session)
+                session.stop.check("export")
                 rows_in += 1
                 if isinstance(entry, Refused):
                     counts[entry.reason] += 1
@@ -150,12 +149,6 @@ def _write_split(
     if rows_in != rows_out + sum(rejected.values()):
         raise LostRows(f"export of {name}: {rows_in} in, {rows_out} out, rejected {rejected}")
     return Split(name, f"{name}.jsonl", rows_in, rows_out, rejected)
-
-
-def _check_signal(session: Session) -> None:
-    if session.stop.requested.is_set():
-        kind = Terminated if session.stop.exit_code is ExitCode.TERMINATED else Interrupted
-        raise kind("stopped by a signal", where="export", todo="run the same command again")
 
 
 _LINE_ENDS: Final = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -187,12 +180,9 @@ def _write_papers(dataset: Artefact, form: str, done: Sequence[Split], folder: P
 
 def _card(card: str, done: Sequence[Split]) -> str:
     """The data set's card, whose front matter names the files of this folder in the place of the shards."""
-    head, _, body = card.removeprefix("---\n").partition("\n---\n")
-    meant = yaml.safe_load(head)
+    meta, body = split_front_matter(card)
     files = [{"split": each.name, "path": each.file} for each in done if each.rows_out]
-    meant["configs"] = [{"config_name": "default", "data_files": files}]
-    # As in the data set's card: no folding, and ASCII, so that no value can end the front matter.
-    return f"---\n{yaml.safe_dump(meant, sort_keys=False, allow_unicode=False, width=10_000)}---\n{body}"
+    return with_front_matter({**meta, "configs": [{"config_name": "default", "data_files": files}]}, body)
 
 
 def _facts(dataset: Artefact, done: Sequence[Split], folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pipeline.core.store import MANIFEST, Artefact
 from pipeline.runner.publish.files import README, Item, What, dataset_items, item_of
 from pipeline.runner.session import Session
 from pipeline.stages.train.card import student_card, without_paths
-from pipeline.student.card import DatasetFacts, ModelCard, render_card, training_facts
+from pipeline.stages.train.model_card import DatasetFacts, ModelCard, render_card, training_facts
 from pipeline.terms.atoms import DUE
 from pipeline.text.markdown import escape_markdown
 
@@ -30,7 +30,7 @@ def student_papers(
     notices = notices_for(session, judged, "model")
     card = model_card(session, train, dataset, judged, name, hub_ids)
     papers = [item_of(file, text) for file, text in notices.files.items()]
-    return sorted([*papers, item_of(README, render_card(card, escape_markdown))], key=lambda item: item.name)
+    return sorted([*papers, item_of(README, render_card(card))], key=lambda item: item.name)
 
 
 def notices_for(session: Session, judged: "Judged", what: What) -> "Notices":

@@ -33,6 +33,7 @@ from pipeline.stages.dataset.facts import Facts
 from pipeline.stages.dataset.provenance import Judged, hub_ids, judge_rows, provenance_json, replayed
 from pipeline.stages.dataset.upstream import Passed, Upstream
 from pipeline.terms.licenses import UNKNOWN
+from pipeline.terms.statement import PROVENANCE
 
 VERSION = 1
 
@@ -108,7 +109,7 @@ def run(cfg: DatasetStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -
     write_croissant(out, facts, [Split(split, each.files, each.rows) for split, each in written.items()], schema)
     write_card(out / "README.md", facts)
     provenance = provenance_json(judged, cfg.policy, upstream, passed, census)
-    metrics = {**census.metrics(census.sources(upstream.prompt_sources)), "provenance": provenance}
+    metrics = {**census.metrics(census.sources(upstream.prompt_sources)), PROVENANCE: provenance}
     return Result(rows_in, census.rows, dict(sorted(excluder.rejected.items())), content, metrics)
 
 

@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from jinja2 import Environment, StrictUndefined
 
 from pipeline.stages.dataset.census import Census
 from pipeline.stages.dataset.facts import Facts, meaning_of
 from pipeline.terms.notices import DISCLAIMER, DUTIES, TRIGGERS, license_fields, rows_of, text_of
-from pipeline.text.markdown import escape_markdown
+from pipeline.text.markdown import escape_markdown, with_front_matter
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.jinja")
 SIZES: Final = (
@@ -25,23 +24,12 @@ HUB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za
 
 
 def write_card(path: Path, facts: Facts) -> None:
-    """Write the card and read its front matter back.
+    """Write the card.
 
     Raises:
-        ValueError: what was read back is not what was meant: a bug in the escaping.
+        ValueError: its front matter, read back, is not what was meant: a bug in the escaping.
     """
-    meant = front_matter(facts)
-    # No folding (a folded value could hold a line `---`), and ASCII, so that control characters are written as escapes.
-    head = yaml.safe_dump(meant, sort_keys=False, allow_unicode=False, width=10_000)
-    path.write_text(f"---\n{head}---\n\n{_body(facts)}", "utf-8", newline="\n")
-    if read_front_matter(path) != meant:
-        raise ValueError(f"the front matter of {path.name} does not say what was meant")
-
-
-def read_front_matter(path: Path) -> Any:
-    """The metadata between the card's first two `---` lines."""
-    head, _, _ = path.read_text("utf-8").removeprefix("---\n").partition("\n---\n")
-    return yaml.safe_load(head)
+    path.write_text(with_front_matter(front_matter(facts), f"\n{_body(facts)}"), "utf-8", newline="\n")
 
 
 def front_matter(facts: Facts) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Rows of sources that the config takes out of the data set; each leaves with a reason."""
 
-import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.core.config import DatasetStep
 from pipeline.core.record import RECORD_SCHEMA, ShardWriter, rejects_schema
 from pipeline.core.stage import Json
-from pipeline.terms.licenses import UNKNOWN, parse_license
+from pipeline.terms.licenses import comparable
 
 NONE: Final[frozenset[str]] = frozenset()
 REJECTS = "rejects"
@@ -87,13 +86,5 @@ class Excluder:
         return _plain(license_set) - own
 
 
-@functools.cache
-def _parsed(name: str) -> str:
-    try:
-        return parse_license(name).name.casefold()
-    except ValueError:
-        return UNKNOWN
-
-
 def _plain(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(map(_parsed, names))
+    return frozenset(map(comparable, names))

@@ -1,6 +1,6 @@
 """Where the rows come from and whether they may ship: the statement, the gate, and what the manifest says of both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
@@ -17,7 +17,7 @@ from pipeline.terms.notices import Notices, notices_of
 from pipeline.terms.overrides import Override, read_overrides, scopes_of
 from pipeline.terms.policy import judge
 from pipeline.terms.records import Registry, load_registry
-from pipeline.terms.statement import Source, Statement
+from pipeline.terms.statement import Source, Statement, prompt_source
 from pipeline.terms.training import today
 from pipeline.terms.verdict import Verdict
 from pipeline.text.markdown import escape_markdown
@@ -64,7 +64,7 @@ def judge_rows(cfg: DatasetStep, census: Census, upstream: Upstream, where: str,
     policy = cfg.policy
     statement = state(cfg.declared, census, upstream)
     registry = load_registry(policy.registry)
-    overrides = () if policy.overrides is None else tuple(read_overrides(policy.overrides))
+    overrides = read_overrides(policy.overrides)
     verdict = judge(statement, policy, registry, gate="dataset", overrides=overrides, today=today())
     enforce(verdict, statement, policy, "dataset", where, command)
     there = sources_there(statement)
@@ -80,13 +80,11 @@ def judge_rows(cfg: DatasetStep, census: Census, upstream: Upstream, where: str,
 
 def state(declared: Sequence[DeclaredSource], census: Census, upstream: Upstream) -> Statement:
     """All sources of the config, as the plan judges them, and the rows that are there."""
-    prompts = [_prompt_source(name, facts) for name, facts in sorted(upstream.prompt_sources.items())]
+    prompts = [
+        prompt_source(name, *(str(facts.get(key, UNKNOWN)) for key in ("source", "revision", "license")))
+        for name, facts in sorted(upstream.prompt_sources.items())
+    ]
     return Statement((*map(source_of, declared), *prompts), census.row_sets)
-
-
-def _prompt_source(name: str, facts: Mapping[str, Json]) -> Source:
-    told = {key: str(facts.get(key, UNKNOWN)) for key in ("source", "revision")}
-    return Source("prompt", name, told["source"], (str(facts.get("license", UNKNOWN)),), None, {**told})
 
 
 def replayed(declared: Sequence[DeclaredSource]) -> frozenset[str]:

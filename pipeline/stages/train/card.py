@@ -11,20 +11,11 @@ from pipeline.core.config_policy import PolicyConfig
 from pipeline.core.config_train import StudentModel
 from pipeline.core.lineage import Manifest
 from pipeline.core.store import MANIFEST
-from pipeline.student.card import (
-    DatasetFacts,
-    ModelCard,
-    TaughtBy,
-    Verdict,
-    duties_of,
-    render_card,
-    training_facts,
-)
+from pipeline.stages.train.model_card import DatasetFacts, ModelCard, render_card, training_facts
 from pipeline.terms.atoms import DUE
 from pipeline.terms.declared import shown
 from pipeline.terms.notices import license_fields
 from pipeline.terms.training import Judged
-from pipeline.text.markdown import escape_markdown
 
 CARD = "README.md"
 
@@ -51,10 +42,12 @@ def student_card(
         base=(_base_name(student.model), *map(_ancestor_name, student.base_models or {})),
         base_revision=student.revision,
         license=license_fields({each for source in sources for each in source.licenses}),
-        sources=tuple(TaughtBy(each.role, each.name, each.what, each.licenses) for each in sources),
+        sources=sources,
         dataset=dataset,
-        verdict=Verdict(verdict.outcome, policy.intended_use, policy.release.model, tuple(verdict.warnings)),
-        duties=duties_of(verdict.obligations, DUE["model"]),
+        verdict=verdict,
+        intended_use=policy.intended_use,
+        release=policy.release.model,
+        duties=tuple(due for due in verdict.obligations if due.trigger in DUE["model"]),
         command=command,
         training=training,
     )
@@ -90,7 +83,7 @@ def write_student_card(
     facts = DatasetFacts(title, judged.manifest_sha256, manifest.content, manifest.rows_out)
     told = training_facts(cfg.train, metrics, rows)
     card = student_card(f"Student of {title}", cfg.student, cfg.policy, judged, facts, told, without_paths(command))
-    (model / CARD).write_text(render_card(card, escape_markdown), "utf-8", newline="\n")
+    (model / CARD).write_text(render_card(card), "utf-8", newline="\n")
 
 
 def without_paths(command: str) -> str:
