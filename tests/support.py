@@ -32,10 +32,10 @@ class RecordedProgress:
     tokens: int = 0
     rejected: int = 0
 
-    def start(self, total: int, unit: str) -> None:
-        self.total, self.done, self.tokens, self.rejected = total, 0, 0, 0
+    def start(self, total: int, unit: str, *, done: int = 0) -> None:
+        self.total, self.done, self.tokens, self.rejected = total, done, 0, 0
 
-    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0) -> None:
+    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0, note: str = "") -> None:
         self.done += count
         self.tokens += tokens
         self.rejected += rejected

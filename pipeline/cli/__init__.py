@@ -9,6 +9,7 @@ from pipeline.cli.call import Call
 from pipeline.cli.inspect import gc_command, status_command, verify_command, why_command
 from pipeline.cli.licenses import licenses_command
 from pipeline.cli.lineage import drop_source_command, trace_command
+from pipeline.cli.preflight import preflight_command
 from pipeline.cli.publish import export_command, push_command
 from pipeline.cli.responses import responses_command
 from pipeline.cli.run import plan_command, run_command, stage_commands
@@ -67,6 +68,7 @@ for _command in (
     drop_source_command,
     verify_command,
     gc_command,
+    preflight_command,
     responses_command,
     export_command,
     push_command,

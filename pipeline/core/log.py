@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 LINE_SECONDS = 30.0
+WIDE = 140
+"""Columns of a terminal that has room for a bar of 40."""
+SMALLEST_BAR = 10
 SHORTEST_SECRET = 8
 """Characters. Shorter keys ("EMPTY", "none", "x") are placeholders for servers that want none, and parts of words."""
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -201,15 +204,16 @@ def _rich_bar() -> "RichProgress":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+    console = Console(file=cast(TextIO, TerminalStream(sys.stderr)))
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(40 if console.width >= WIDE else SMALLEST_BAR),
         MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(file=cast(TextIO, TerminalStream(sys.stderr))), transient=True)
+    return Progress(*columns, console=console, transient=True)
 
 
 class _Counts:
@@ -219,30 +223,37 @@ class _Counts:
         self._now = now
         self.start(0, "rows")
 
-    def start(self, total: int, unit: str) -> None:
+    def start(self, total: int, unit: str, done: int = 0) -> None:
         self.total, self.unit = total, unit
-        self.done = self.tokens = self.rejected = 0
+        self.done = self.before = done
+        self.tokens = self.rejected = 0
+        self.note = ""
         self.began = self._now()
 
-    def advance(self, count: int, tokens: int, rejected: int) -> None:
+    def advance(self, count: int, tokens: int, rejected: int, note: str) -> None:
         self.done += count
         self.tokens += tokens
         self.rejected += rejected
+        self.note = note or self.note
 
-    def facts(self) -> str:
+    def facts(self, room: int = sys.maxsize) -> str:
+        """Rate, tokens, rejects and note; of less room than that, what matters least goes first."""
         seconds = max(self._now() - self.began, 1e-9)
-        words = [f"{self.done / seconds:,.1f} {self.unit}/s"]
-        if self.tokens:
-            words.append(f"{self.tokens:,} tokens ({self.tokens / seconds:,.0f}/s)")
-        if self.rejected:
-            words.append(f"{self.rejected:,} rejected")
-        return ", ".join(words)
+        rate = f"{(self.done - self.before) / seconds:,.1f} {self.unit}/s"
+        tokens = f"{self.tokens:,} tokens ({self.tokens / seconds:,.0f}/s)" if self.tokens else ""
+        speed = f"{self.tokens / seconds:,.0f} tokens/s" if self.tokens else rate
+        rejected = f"{self.rejected:,} rejected" if self.rejected else ""
+        note = self.note
+        forms = (rate, tokens, rejected, note), (speed, rejected, note), (speed, note or rejected), (note or rate,)
+        texts = [", ".join(filter(None, words)) for words in forms]
+        return next((text for text in texts if len(text) <= room), texts[-1])
 
     def remaining(self) -> str:
         """How long the rest takes at this rate; nothing before a hundredth is done, since starting up is no rate."""
-        if self.done * 100 < self.total or not self.done or self.total <= self.done:
+        done, total = self.done - self.before, self.total - self.before
+        if done * 100 < total or not done or total <= done:
             return ""
-        seconds = (self._now() - self.began) / self.done * (self.total - self.done)
+        seconds = (self._now() - self.began) / done * (total - done)
         return f", about {seconds / 60:.1f} min left" if seconds >= 60 else f", about {seconds:.0f} s left"
 
 
@@ -260,14 +271,14 @@ class LineProgress:
         self._counts = _Counts(now)
         self._last = now()
 
-    def start(self, total: int, unit: str) -> None:
+    def start(self, total: int, unit: str, *, done: int = 0) -> None:
         """Begin counting."""
-        self._counts.start(total, unit)
+        self._counts.start(total, unit, done)
         self._last = self._now()
 
-    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0) -> None:
+    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0, note: str = "") -> None:
         """Count, and write a line if the last one is 30 s old."""
-        self._counts.advance(count, tokens, rejected)
+        self._counts.advance(count, tokens, rejected, note)
         if self._now() - self._last >= LINE_SECONDS:
             self._last = self._now()
             counts = self._counts
@@ -283,16 +294,22 @@ class BarProgress:
     """
 
     def __init__(self, step: str, bar: "RichProgress") -> None:
-        self._bar = bar
+        self._bar, self._step = bar, step
         self._counts = _Counts(time.monotonic)
         self._task = bar.add_task(step, total=None, facts="")
 
-    def start(self, total: int, unit: str) -> None:
+    def start(self, total: int, unit: str, *, done: int = 0) -> None:
         """Begin counting."""
-        self._counts.start(total, unit)
-        self._bar.reset(self._task, total=total, facts="")
+        self._counts.start(total, unit, done)
+        self._bar.reset(self._task, total=total, completed=done, facts="")
 
-    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0) -> None:
+    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0, note: str = "") -> None:
         """Count and redraw."""
-        self._counts.advance(count, tokens, rejected)
-        self._bar.update(self._task, advance=count, facts=self._counts.facts())
+        self._counts.advance(count, tokens, rejected, note)
+        self._bar.update(self._task, advance=count, facts=self._counts.facts(self._room()))
+
+    def _room(self) -> int:
+        """Columns for the facts, beside a bar of the smallest width, the counts, the time left and blanks between."""
+        return (
+            self._bar.console.width - SMALLEST_BAR - len(f"{self._step}{self._counts.total}/{self._counts.total}") - 14
+        )

@@ -19,11 +19,13 @@ R = TypeVar("R")
 class Progress(Protocol):
     """How a stage says how far it is. Rates and the remaining time are computed by the implementation."""
 
-    def start(self, total: int, unit: str) -> None:
-        """Begin counting `total` things called `unit` ("rows", "steps"); resets the counters below."""
+    def start(self, total: int, unit: str, *, done: int = 0) -> None:
+        """Begin counting `total` things called `unit` ("rows", "steps"), of which `done` were done in an earlier
+        attempt, so that they say nothing of the rate; resets the counters below."""
 
-    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0) -> None:
-        """Count `count` more things done, the tokens they cost and how many of them were rejected."""
+    def advance(self, count: int = 1, *, tokens: int = 0, rejected: int = 0, note: str = "") -> None:
+        """Count `count` more things done, the tokens they cost and how many of them were rejected; `note` says in a few
+        characters what else there is to watch ("loss 1.234")."""
 
 
 class Events(Protocol):
@@ -54,6 +56,7 @@ class Context:
             through `check_cancelled`.
         fanout: see `Fanout`.
         resume_command: the command that resumes this run, for error messages.
+        run: the run's name.
     """
 
     step: str
@@ -64,6 +67,7 @@ class Context:
     cancel: threading.Event
     fanout: Fanout
     resume_command: str
+    run: str = "run"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Checkpoints of a training on disk: hashed, committed by one rename, used only if whole and of this training.
 
 `<workdir>/checkpoints/step-<n>/` is one checkpoint. It is written as `.step-<n>`, which no reader looks at; then every
-file is synced and hashed, `COMPLETE.json` is written last, and a rename makes it visible. Loads nothing heavy.
+file is synced and hashed, `COMPLETE.json` is written last, and a rename makes it visible. `best-<n>/` beside them has
+the same form and holds the weights of the best measurement, if they may become the student; each checkpoint holds hard
+links to those that were the best when it was written. Loads nothing heavy.
 """
 
 import json
@@ -15,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.core.errors import CorruptArtefact
 from pipeline.core.lineage import digest_json, file_sha256
 from pipeline.core.stage import Json
 from pipeline.core.store import sync_folder
@@ -24,8 +27,11 @@ FOLDER: Final = "checkpoints"
 MARKER: Final = "COMPLETE.json"
 SEAL: Final = "marker_sha256"
 """The entry of the marker that covers all its other entries."""
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of what a checkpoint holds: bump when an older one cannot be resumed."""
+
+BEST: Final = "best"
+"""Folder of a checkpoint with the weights of the best measurement so far."""
 
 _NAME: Final = re.compile(r"step-(\d+)")
 
@@ -96,6 +102,14 @@ def commit(folder: Path, step: int, training: Training, setting: Setting) -> Che
         OSError: the disk is full or failing; no checkpoint came into being.
     """
     staged, final = staging(folder, step), folder / f"step-{step}"
+    _mark(staged, step, training, setting)
+    staged.rename(final)
+    sync_folder(folder)
+    return Checkpoint(final, step, setting)
+
+
+def _mark(staged: Path, step: int, training: Training, setting: Setting) -> None:
+    """Sync and hash all files, and write down what they are."""
     files: dict[str, Json] = {}
     for path in _files(staged):
         _sync(path)
@@ -106,9 +120,79 @@ def commit(folder: Path, step: int, training: Training, setting: Setting) -> Che
     _sync(staged / MARKER)
     for path in [*filter(Path.is_dir, staged.rglob("*")), staged]:
         sync_folder(path)
-    staged.rename(final)
+
+
+# -------------------------------------------------------------------------------------------------- the best weights
+
+
+def best_staging(folder: Path, step: int) -> Path:
+    """Where the weights of a measurement that is the best so far are written before their commit."""
+    return folder / f".best-{step}"
+
+
+def commit_best(folder: Path, step: int, training: Training, setting: Setting) -> None:
+    """Make what was written into `best_staging(folder, step)` the best weights, and remove those before.
+
+    Raises:
+        OSError: the disk is full or failing; those before are kept.
+    """
+    staged = best_staging(folder, step)
+    _mark(staged, step, training, setting)
+    before = list(folder.glob("best-*"))
+    staged.rename(folder / f"best-{step}")
     sync_folder(folder)
-    return Checkpoint(final, step, setting)
+    for path in before:
+        shutil.rmtree(path)
+
+
+def link_best(folder: Path, step: int, staged: Path) -> None:
+    """Put the best weights into a checkpoint that is being written, whose they are then too, without a second copy."""
+    _link_tree(folder / f"best-{step}", staged / BEST)
+
+
+def restore_best(folder: Path, start: Checkpoint | None, step: int | None) -> None:
+    """Take the best weights back that a checkpoint holds; those of a later measurement will be made again.
+
+    Args:
+        step: of the best measurement before the checkpoint; None: there is none.
+
+    Raises:
+        OSError: the disk is full or failing.
+    """
+    for path in [*folder.glob(".best-*"), *folder.glob("best-*")]:
+        shutil.rmtree(path)
+    if start is not None and step is not None:
+        _link_tree(start.path / BEST, best_staging(folder, step))
+        best_staging(folder, step).rename(folder / f"best-{step}")
+
+
+def check_best(folder: Path, step: int, training: Training) -> Path:
+    """The folder of the best weights.
+
+    Raises:
+        CorruptArtefact: they are not what was written.
+    """
+    path = folder / f"best-{step}"
+    found = _checked(path, step, training)
+    if isinstance(found, Checkpoint):
+        return path
+    todo = "run the same command again: it goes on from the newest checkpoint that is whole"
+    raise CorruptArtefact(f"the best weights cannot be used: {found}", where=str(path), todo=todo)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file; a copy where the file system knows no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+# ------------------------------------------------------------------------------------------------------ finding them
 
 
 def find_newest(folder: Path, training: Training) -> tuple[Checkpoint | None, tuple[Ignored, ...]]:
@@ -132,6 +216,12 @@ def prune(folder: Path, keep: int) -> None:
     """Remove all checkpoints but the `keep` newest ones."""
     for step, path in _listed(folder)[:-keep]:
         shutil.rmtree(path.rename(staging(folder, step)))  # half removed, it must not look like a damaged one
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, or None if there is none; what it holds is not looked at."""
+    listed = _listed(folder)
+    return listed[-1][0] if listed else None
 
 
 def size_of(checkpoint: Checkpoint) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.core.errors import UsageError, boundary
 from pipeline.student.jobs import Answer, AnswerJob, Exam, Question
+from pipeline.student.loading import loading, require_safetensors
 from pipeline.student.tokenise import encode_texts, load_tokenizer, most_positions, render, stop_ids
 
 GPU_SHARE: Final = 0.9
@@ -164,24 +165,23 @@ class TransformersEngine:
     """`generate` over batches of prompts of similar length, padded on the left."""
 
     def __init__(self, job: AnswerJob, exam: Exam, prompter: Prompter) -> None:
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
         self._device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         dtype = getattr(torch, job.precision)
-        loaded = AutoModelForCausalLM.from_pretrained(exam.model, revision=exam.revision, dtype=dtype)
+        todo = "give a model folder (or hub id and revision) that transformers loads as a causal language model"
+        require_safetensors(exam.model)
+        with loading("the model cannot be loaded", model=exam.model, todo=todo):
+            loaded = AutoModelForCausalLM.from_pretrained(
+                exam.model, revision=exam.revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
         self._model = loaded.to(self._device).eval()
         pad = prompter.tokenizer.pad_token_id
         self._stops = prompter.stops
         self._pad = self._stops[0] if pad is None else pad
         self._batch_size = job.batch_size
         # The model's own generation config would fill in what ours leaves open (a repetition penalty, say).
-        self._model.generation_config = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=list(self._stops),
-            pad_token_id=self._pad,
-            use_cache=True,
-        )
+        self._model.generation_config = greedy(self._stops, self._pad)
 
     def generate(self, prompts: Sequence[Sequence[int]], caps: Sequence[int]) -> list[list[int]]:
         """See `Engine`."""
@@ -193,21 +193,8 @@ class TransformersEngine:
         return outputs
 
     def _batch(self, prompts: list[Sequence[int]], cap: int) -> list[list[int]]:
-        width = max(len(ids) for ids in prompts)
-        padded = [[self._pad] * (width - len(ids)) + list(ids) for ids in prompts]
-        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
         with torch.inference_mode():
-            output = self._model.generate(
-                input_ids=torch.tensor(padded, device=self._device),
-                attention_mask=torch.tensor(mask, device=self._device),
-                max_new_tokens=cap,
-            )
-        return [self._until_stop(row) for row in output[:, width:].tolist()]
-
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        """Without the padding behind the first stop token."""
-        end = next((at + 1 for at, token in enumerate(ids) if token in self._stops), len(ids))
-        return ids[:end]
+            return continue_batch(self._model, prompts, cap, self._stops, self._pad)
 
     def close(self) -> None:
         """See `Engine`."""
@@ -215,6 +202,35 @@ class TransformersEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def greedy(stops: Sequence[int], pad: int) -> Any:
+    """A generation config that says everything that may decide an answer, but its length."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(do_sample=False, num_beams=1, eos_token_id=list(stops), pad_token_id=pad, use_cache=True)
+
+
+def continue_batch(
+    model: Any, prompts: Sequence[Sequence[int]], cap: int, stops: Sequence[int], pad: int
+) -> list[list[int]]:
+    """Continue prompts as the model's generation config says, padded on the left, up to a stop token (included)."""
+    width = max(len(ids) for ids in prompts)
+    padded = [[pad] * (width - len(ids)) + list(ids) for ids in prompts]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    output = model.generate(
+        input_ids=torch.tensor(padded, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=cap,
+    )
+    rows: list[list[int]] = output[:, width:].tolist()
+    return [_until_stop(row, stops) for row in rows]
+
+
+def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """Without the padding behind the first stop token."""
+    end = next((at + 1 for at, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]
 
 
 class VllmEngine:

@@ -2,14 +2,18 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from pipeline.core.config_train import StudentModel, TrainConfig
 from pipeline.core.stage import Json
 from pipeline.student.process import write_json
+
+Judge: TypeAlias = Callable[[str, str | None], bool | None]
+"""Whether an answer gives a reference; None where the reference cannot be compared with anything. Whoever starts a
+training hands these in by their name in the config: this room knows nothing of texts (see text/verifiers.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class TrainJob:
         workdir: folder for scratch files.
         world_size: processes that take part.
         launch: names this start of the processes, see `launch_id`; tells fresh files in `workdir` from old ones.
+        run: name of the run, for trackers.
     """
 
     train: TrainConfig
@@ -33,6 +38,7 @@ class TrainJob:
     workdir: Path
     world_size: int
     launch: str
+    run: str = "train"
 
     def write(self, path: Path) -> None:
         """Write the job as JSON, by rename."""
@@ -44,6 +50,7 @@ class TrainJob:
             "workdir": str(self.workdir.resolve()),
             "world_size": self.world_size,
             "launch": self.launch,
+            "run": self.run,
         }
         write_json(path, value)
 
@@ -59,6 +66,7 @@ class TrainJob:
             workdir=Path(value["workdir"]),
             world_size=value["world_size"],
             launch=value["launch"],
+            run=value["run"],
         )
 
 

@@ -53,3 +53,10 @@ def epoch_ends(rows: int, *, steps: int, batch_size: int) -> set[int]:
     """Steps after which another epoch is complete; the last step is always one of them."""
     ends = {math.ceil(epoch * rows / batch_size) for epoch in range(1, steps * batch_size // rows + 1)}
     return {step for step in ends if step <= steps} | {steps}
+
+
+def measured_steps(rows: int, *, steps: int, batch_size: int, every: int | None) -> set[int]:
+    """Steps after which the student is measured: each `every`-th, or where an epoch ends; always the last one."""
+    if every is None:
+        return epoch_ends(rows, steps=steps, batch_size=batch_size)
+    return {*range(every, steps + 1, every), steps}

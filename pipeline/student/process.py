@@ -46,6 +46,7 @@ FOREIGN: Final = re.compile(
 )
 """Variables of a launcher around us. A worker has a launcher of its own, or none."""
 QUIET: Final = {
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -53,6 +54,12 @@ QUIET: Final = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
 }
+"""No telemetry, no bars, and no weights of another revision from the hub's converter of pickles. Hugging Face's hub
+reads its variables when it is imported, and datasets copies them then, so they are set before either; TRL asks the
+hub's, and vLLM reads its own when it reports."""
+
+OFFLINE: Final = {"HF_HUB_OFFLINE": "1"}
+"""For workers whose models are all folders: nothing is looked up on the hub."""
 
 _ERROR_LINE: Final = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$")
 _LAUNCHER_ERROR: Final = ("ChildFailedError", "CalledProcessError")

@@ -12,14 +12,29 @@ from typing import Any, Final
 
 import torch
 import transformers
+from accelerate.utils import save_fsdp_model
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.fsdp import get_fsdp_ckpt_kwargs
 from trl import SFTTrainer
 
 from pipeline.core.config_train import CheckpointConfig
 from pipeline.core.errors import Incomplete, PipelineError, UsageError, boundary
 from pipeline.core.stage import Json
-from pipeline.student.checkpoints import Checkpoint, Setting, Training, commit, prune, size_of, staging
+from pipeline.student.checkpoints import (
+    Checkpoint,
+    Setting,
+    Training,
+    best_staging,
+    check_best,
+    commit,
+    commit_best,
+    link_best,
+    prune,
+    restore_best,
+    size_of,
+    staging,
+)
 from pipeline.student.curve import Curve
 from pipeline.student.process import Report
 
@@ -80,7 +95,7 @@ class Saver(TrainerCallback):
 
         After the last step neither matters: the model itself is saved next.
         """
-        if state.global_step == self.training.steps:
+        if state.global_step == self.curve.last_step:
             return control
         due = self._is_due(state.global_step) and self.accelerator.is_main_process
         saves, stops = self._sum([due, self.asked()])
@@ -120,13 +135,67 @@ class Saver(TrainerCallback):
         staged.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             if not trainer.is_fsdp_enabled:
-                tensors = trained_tensors(self.accelerator.unwrap_model(trainer.model))
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / WEIGHTS)
+                save_trained(self.accelerator.unwrap_model(trainer.model), staged / WEIGHTS)
             trainer.state.save_to_json(str(staged / TRAINER_STATE))
             (staged / CURVE).write_text(json.dumps(self.curve.facts()), "utf-8")
+            if self.curve.metrics is not None:
+                self.curve.metrics.copy_to(staged)
+            if self.best_step is not None:
+                link_best(self.folder, self.best_step, staged)
         # With FSDP this writes the model as well. The random states are each process's own.
         trainer._save_optimizer_and_scheduler(str(staged))
         trainer._save_rng_state(str(staged))
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights are kept as the best so far."""
+        return None if self.curve.keep_best is None else self.curve.selection.best_step
+
+    def keep_best(self, trainer: SFTTrainer) -> None:
+        """Keep the weights as they are: those of the best measurement so far; called in all processes.
+
+        Raises:
+            Incomplete: they cannot be written; those before and the checkpoints are untouched.
+        """
+        step = trainer.state.global_step
+        staged = best_staging(self.folder, step)
+        with _writing_best(staged):
+            if self.accelerator.is_main_process:
+                shutil.rmtree(staged, ignore_errors=True)
+                staged.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            if trainer.is_fsdp_enabled:
+                plugin = self.accelerator.state.fsdp_plugin
+                save_fsdp_model(plugin, self.accelerator, trainer.model, str(staged), **get_fsdp_ckpt_kwargs())
+            elif self.accelerator.is_main_process:
+                save_trained(self.accelerator.unwrap_model(trainer.model), staged / WEIGHTS)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            with _writing_best(staged):
+                commit_best(self.folder, step, self.training, self.setting)
+
+    def restore_best(self) -> None:
+        """Take the best weights back from the checkpoint that the training goes on from.
+
+        Raises:
+            Incomplete: they cannot be written.
+        """
+        if self.accelerator.is_main_process:
+            with writing("the best weights", best_staging(self.folder, self.best_step or 0)):
+                restore_best(self.folder, self.start, self.best_step)
+
+    def load_best(self, trainer: SFTTrainer) -> None:
+        """Put the best weights into the model, for it to be saved; called in all processes.
+
+        Raises:
+            CorruptArtefact: they are not what was written.
+        """
+        step = self.best_step
+        if step is None or step == trainer.state.global_step:
+            return
+        self.accelerator.wait_for_everyone()
+        path = check_best(self.folder, step, self.training)
+        trainer._load_from_checkpoint(str(path), trainer.model)
 
     def _is_due(self, step: int) -> bool:
         """Whether it is time."""
@@ -160,6 +229,7 @@ def writing(what: str, folder: Path) -> Iterator[None]:
 
 
 _writing_checkpoint = partial(writing, "a checkpoint")
+_writing_best = partial(writing, "the best weights")
 
 
 def setting_of(trainer: SFTTrainer) -> Setting:
@@ -199,6 +269,11 @@ def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wanted |= {name for name, _ in model.named_buffers()}
     return {name: tensor for name, tensor in model.state_dict().items() if name in wanted}
+
+
+def save_trained(model: Any, path: Path) -> None:
+    """Write what is trained of a model."""
+    save_file({name: tensor.contiguous() for name, tensor in trained_tensors(model).items()}, path)
 
 
 def load_trained(model: Any, path: Path) -> None:

@@ -4,20 +4,23 @@ from typing import Any
 
 import torch
 
-from pipeline.core.config_train import LoraTuning
-from pipeline.student.adapters import with_adapters
-from pipeline.student.initial import load_base
+from pipeline.core.config_train import AdapterTuning, QloraTuning
+from pipeline.student.adapters import merged, with_adapters, write_adapter
+from pipeline.student.initial import Student, load_base, stored_dtype
 from pipeline.student.jobs import TrainJob
-from pipeline.student.saver import writing
+from pipeline.student.saver import trained_tensors, writing
 from pipeline.student.sft import CheckpointedTrainer
 from pipeline.student.shards import Tokens
 from pipeline.student.tokenise import load_tokenizer
 
 
-def save(trainer: CheckpointedTrainer, job: TrainJob, tokens: Tokens, stored: tuple[Any, Any]) -> None:
+def save(
+    trainer: CheckpointedTrainer, job: TrainJob, tokens: Tokens, student: Student, stored: tuple[Any, Any]
+) -> None:
     """Write `out/model`: adapters merged, in the number format the base is stored in, with tokenizer and template.
 
-    Called in all processes, since a sharded model is gathered by all; the first one writes.
+    Adapters are written beside it as they are, to `out/adapter` in PEFT's form. Called in all processes, since a
+    sharded model is gathered by all; the first one writes.
 
     Args:
         stored: config and generation config of the base.
@@ -25,14 +28,19 @@ def save(trainer: CheckpointedTrainer, job: TrainJob, tokens: Tokens, stored: tu
     Raises:
         Incomplete: it cannot be written.
     """
-    model = _whole(trainer, job)
+    model = _whole(trainer, job, student)
     if not trainer.accelerator.is_main_process:
         return
-    if isinstance(job.train.tuning, LoraTuning):
-        model = model.merge_and_unload()
     config, generation = stored
-    folder = job.out / "model"
     dtype = stored_dtype(config)
+    tuning = job.train.tuning
+    if isinstance(tuning, AdapterTuning):
+        with writing("the adapter", job.out / "adapter"):
+            write_adapter(model, job.student, job.out / "adapter")
+        if isinstance(tuning, QloraTuning) or student.dtype not in (torch.float32, dtype):
+            model = _on_stored_weights(model, with_adapters(load_base(job), tuning, student.tokens))
+        model = merged(model)
+    folder = job.out / "model"
     model = model.to(dtype)
     model.tie_weights()
     generation.eos_token_id = list(tokens.stops) if len(tokens.stops) > 1 else tokens.stops[0]
@@ -47,15 +55,7 @@ def save(trainer: CheckpointedTrainer, job: TrainJob, tokens: Tokens, stored: tu
         tokenizer.save_pretrained(folder)
 
 
-def stored_dtype(config: Any) -> torch.dtype:
-    """The number format of a checkpoint; float32 where its config says nothing."""
-    dtype = config.dtype
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
-
-
-def _whole(trainer: CheckpointedTrainer, job: TrainJob) -> Any:
+def _whole(trainer: CheckpointedTrainer, job: TrainJob, student: Student) -> Any:
     """The trained model with all its weights; under FSDP gathered into a model of its own, in the first process."""
     if not trainer.is_fsdp_enabled:
         return trainer.accelerator.unwrap_model(trainer.model_wrapped)
@@ -63,7 +63,16 @@ def _whole(trainer: CheckpointedTrainer, job: TrainJob) -> Any:
     if not trainer.accelerator.is_main_process:
         return None
     model = load_base(job)
-    if isinstance(job.train.tuning, LoraTuning):
-        model = with_adapters(model, job.train.tuning)
+    if isinstance(job.train.tuning, AdapterTuning):
+        model = with_adapters(model, job.train.tuning, student.tokens)
     model.load_state_dict(state)
     return model
+
+
+def _on_stored_weights(model: Any, fresh: Any) -> Any:
+    """`fresh`, the base's own weights, with what was trained over the same weights in fewer bits."""
+    places = trained_tensors(fresh)
+    with torch.no_grad():
+        for name, tensor in trained_tensors(model).items():
+            places[name].copy_(tensor)
+    return fresh

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -12,25 +12,19 @@ import pyarrow as pa
 
 from pipeline.core.errors import UsageError
 from pipeline.core.record import ShardWriter, count_rows, read_shards
+from pipeline.student.checks import Checks
 from pipeline.student.jobs import TrainJob
 from pipeline.student.order import Indices
 from pipeline.student.process import write_json
-from pipeline.student.tokenise import (
-    Checks,
-    Encoded,
-    encode,
-    load_tokenizer,
-    most_positions,
-    plain_messages,
-    read_json,
-    stop_ids,
-)
+from pipeline.student.text_path import TextPath
+from pipeline.student.tokenise import Encoded, load_tokenizer, most_positions, plain_messages, read_json, stop_ids
 
-TOKENS: Final = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+TOKENS: Final = pa.schema(
+    [("row_id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
+)
 REJECTS: Final = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in ("row_id", "prompt_set", "prompt_id", "reason")]
 )
-COLUMNS: Final = ("row_id", "prompt_set", "prompt_id", "prompt", "completion", "finish_reason")
 BATCH_ROWS: Final = 1024
 WAIT_S: Final = 0.5
 
@@ -68,37 +62,45 @@ def validation_file(job: TrainJob) -> Path:
     return job.workdir / "validation.arrow"
 
 
-def encode_shards(job: TrainJob) -> Tokens:
+def no_check(tokens: Tokens) -> None:
+    """For `encode_shards`: all rows are fine."""
+
+
+def encode_shards(job: TrainJob, check: Callable[[Tokens], None] = no_check) -> Tokens:
     """Encode the data set into `workdir` and write the rejected rows' ids to `out/rejects/`; one process does it.
 
     Validation rows that cannot be used are left out without being counted as rejected: they only measure the loss.
 
+    Args:
+        check: called when all is encoded and before the other processes learn of it, which then would go on; it may
+            refuse.
+
     Raises:
-        UsageError: the rows are not fit for training, see `Checks.require_trainable`.
+        UsageError: model, tokenizer or template cannot be used, or what `check` raises.
     """
     tokenizer = load_tokenizer(job.student.model, job.student.revision)
     stops = stop_ids(job.student.model, job.student.revision, tokenizer)
     limit = length_limit(job)
-    checks, rejected = Checks(length_limit=limit), Counter[str]()
+    path = TextPath.of(tokenizer, stops, reasoning=job.train.reasoning, end_tokens=job.train.end_tokens)
+    rows_in = count_rows(job.data.glob("train-*.parquet"))
+    checks, rejected = Checks(rows_in=rows_in, length_limit=limit), Counter[str]()
     with (
         pa.OSFile(str(train_file(job)), "wb") as file,
         pa.ipc.new_stream(file, TOKENS) as writer,
         ShardWriter(job.out / "rejects", REJECTS) as rejects,
     ):
-        for table, rows in _encoded(job, "train", tokenizer, stops, limit):
+        for table, rows in _encoded(job, "train", path, limit):
             _sort_out(table, rows, rejects, rejected)
-            kept = [row for row in rows if isinstance(row, Encoded)]
-            for row in kept:
-                checks.add(row, stops, tokenizer.bos_token_id)
-            writer.write_table(_tokens(kept))
-    checks.prompt_not_prefix = rejected["prompt_not_prefix"]
-    checks.reasoning_dropped = rejected["reasoning_dropped"]
-    checks.special_token = rejected["special_token"]
-    checks.require_trainable(tokenizer, stops, job.student.model, rejected)
-    rows_in = count_rows(job.data.glob("train-*.parquet"))
+            for row, teacher_tokens in zip(rows, table["completion_tokens"].to_pylist(), strict=True):
+                if isinstance(row, Encoded):
+                    checks.add(row, stops, tokenizer.bos_token_id, teacher_tokens)
+            writer.write_table(_tokens(table, rows))
+    for reason, count in rejected.items():
+        checks.reject(reason, count)
     counted = dict(sorted(rejected.items()))
-    validation_rows = _encode_validation(job, tokenizer, stops, limit)
+    validation_rows = _encode_validation(job, path, limit)
     tokens = Tokens(job.launch, rows_in, counted, validation_rows, checks.facts(), stops)
+    check(tokens)
     write_json(job.workdir / "tokens.json", {**asdict(tokens), "stops": list(stops)})
     return tokens
 
@@ -113,30 +115,29 @@ def length_limit(job: TrainJob) -> int:
     return job.train.max_length if positions is None else min(job.train.max_length, positions)
 
 
-def _encode_validation(job: TrainJob, tokenizer: Any, stops: tuple[int, ...], limit: int) -> int:
-    wanted = job.train.evaluation.rows
-    kept: list[Encoded] = []
-    for _, rows in _encoded(job, "validation", tokenizer, stops, limit):
-        if len(kept) >= wanted:
-            break
-        kept += [row for row in rows if isinstance(row, Encoded)]
+def _encode_validation(job: TrainJob, path: TextPath, limit: int) -> int:
+    wanted, written = job.train.evaluation.rows, 0
     with pa.OSFile(str(validation_file(job)), "wb") as file, pa.ipc.new_stream(file, TOKENS) as writer:
-        writer.write_table(_tokens(kept[:wanted]))
-    return min(len(kept), wanted)
+        for table, rows in _encoded(job, "validation", path, limit):
+            part = _tokens(table, rows).slice(0, wanted - written)
+            writer.write_table(part)
+            written += part.num_rows
+            if written >= wanted:
+                break
+    return written
 
 
-def _encoded(
-    job: TrainJob, split: str, tokenizer: Any, stops: tuple[int, ...], limit: int
-) -> Iterator[tuple[pa.Table, list[Encoded | str]]]:
+def _encoded(job: TrainJob, split: str, path: TextPath, limit: int) -> Iterator[tuple[pa.Table, list[Encoded | str]]]:
     """Batches of a split with their encoded rows, or the reason why a row cannot be trained."""
-    for shard in read_shards(job.data, list(COLUMNS), stem=f"{split}-"):
+    for shard in read_shards(job.data, stem=f"{split}-"):  # all columns: where no row has tools there is none of them
         for start in range(0, shard.num_rows, BATCH_ROWS):
             table = shard.slice(start, BATCH_ROWS)
             prompts = [plain_messages(messages) for messages in table["prompt"].to_pylist()]
             completions = [plain_messages(messages) for messages in table["completion"].to_pylist()]
             finished = [reason != "length" for reason in table["finish_reason"].to_pylist()]
-            rows = zip(encode(tokenizer, prompts, completions, stops), finished, strict=True)
-            yield table, [_verdict(row, ok, limit) for row, ok in rows]
+            tools = table["tools"].to_pylist() if "tools" in table.column_names else None
+            rows = path.encode(prompts, completions, tools)
+            yield table, [_verdict(row, ok, limit) for row, ok in zip(rows, finished, strict=True)]
 
 
 def _verdict(row: Encoded | str, finished: bool, limit: int) -> Encoded | str:
@@ -156,12 +157,15 @@ def _sort_out(table: pa.Table, rows: list[Encoded | str], writer: ShardWriter, r
     writer.write(ids.append_column("reason", pa.array(reasons, pa.string())))
 
 
-def _tokens(rows: list[Encoded]) -> pa.Table:
-    columns = [[list(row.ids) for row in rows], [row.labels for row in rows]]
+def _tokens(table: pa.Table, rows: list[Encoded | str]) -> pa.Table:
+    """The rows of a batch that are trained."""
+    ids = table["row_id"].to_pylist()
+    kept = [(row_id, row.ids, row.labels) for row_id, row in zip(ids, rows, strict=True) if isinstance(row, Encoded)]
+    columns = [list(column) for column in zip(*kept, strict=True)] or [[], [], []]
     return pa.table(dict(zip(TOKENS.names, columns, strict=True)), schema=TOKENS)
 
 
-def await_tokens(job: TrainJob, *, is_first: bool) -> Tokens:
+def await_tokens(job: TrainJob, *, is_first: bool, check: Callable[[Tokens], None] = no_check) -> Tokens:
     """Encode the data set in the first process of a launch; in the others wait until it is done.
 
     No process group exists yet, so nothing times out while a large set is encoded. If the first process fails, the
@@ -169,7 +173,7 @@ def await_tokens(job: TrainJob, *, is_first: bool) -> Tokens:
     """
     if is_first:
         (job.workdir / "tokens.json").unlink(missing_ok=True)
-        return encode_shards(job)
+        return encode_shards(job, check)
     return await_file(job.workdir / "tokens.json", lambda value: value["launch"] == job.launch, _tokens_of)
 
 
@@ -201,3 +205,10 @@ def lengths_of(path: Path) -> tuple[Indices, Indices]:
     if not lengths:
         raise UsageError("no row is left to train on", where=str(path), todo="see rejects/ of the stages before")
     return np.concatenate(lengths), np.concatenate(trained)
+
+
+def row_ids_of(path: Path, indices: Sequence[int]) -> list[str]:
+    """The data set's ids of some encoded rows, by their places in the file."""
+    with pa.memory_map(str(path)) as file:
+        column = pa.ipc.open_stream(file).read_all()["row_id"]
+    return [str(column[at]) for at in map(int, indices)]

@@ -1,29 +1,55 @@
-"""Conversations to token ids, through the student's own chat template: the one place where that happens.
+"""Tokenizers: how they are loaded, what conversations look like through their chat templates, and ids of texts.
 
-`encode` turns a row into what is trained; `answer.py` asks models with the same `render` and `encode_texts`.
+text_path.py makes rows of these; `answer.py` asks models with the same `render` and `encode_texts`.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from pipeline.core.errors import UsageError, boundary
+from pipeline.student.loading import loading
 
 IGNORED: Final = -100
 """Label of a token that is not trained."""
 
-Messages: TypeAlias = Sequence[Mapping[str, str]]
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What was done to a row on its way to ids.
+
+    Attributes:
+        neutralised: texts of special tokens in it that were encoded as ordinary text.
+        end_tokens_cut: the teacher's end token was cut off.
+        reasoning_inlined, reasoning_left_out: as `train.reasoning` says.
+        trimmed: the template took white space off the ends of what the teacher wrote.
+        with_system: the conversation has a system message.
+        received_bytes: UTF-8 bytes of all that the teacher wrote.
+        completion_bytes: those of what is trained.
+    """
+
+    neutralised: int = 0
+    end_tokens_cut: bool = False
+    reasoning_inlined: bool = False
+    reasoning_left_out: bool = False
+    trimmed: bool = False
+    with_system: bool = False
+    received_bytes: int = 0
+    completion_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A row as it is trained: the ids, and how many of them are the prompt's and so not trained."""
+    """A row as it is trained: the ids, how many of them are the prompt's and so not trained, and what was done."""
 
     ids: tuple[int, ...]
     prompt_tokens: int
+    facts: RowFacts = RowFacts()
 
     @property
     def labels(self) -> list[int]:
@@ -45,8 +71,8 @@ def load_tokenizer(model: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     todo = "give a model folder (or hub id and revision) with a tokenizer that transformers loads"
-    with boundary(UsageError, "the tokenizer cannot be loaded", where=model, todo=todo):
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    with loading("the tokenizer cannot be loaded", model=model, todo=todo):
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     if tokenizer.chat_template is None:
         todo = "take an instruct model, or add a chat_template.jinja to the folder"
         raise UsageError("the tokenizer has no chat template", where=model, todo=todo)
@@ -82,161 +108,87 @@ def most_positions(model: str, revision: str | None) -> int | None:
     from transformers import AutoConfig
 
     todo = "give a model folder (or hub id and revision) that transformers loads as a causal language model"
-    with boundary(UsageError, "the model's config cannot be loaded", where=model, todo=todo):
-        config = AutoConfig.from_pretrained(model, revision=revision).get_text_config()
+    with loading("the model's config cannot be loaded", model=model, todo=todo):
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def special_texts(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the text of a special token: written in a message it would be encoded as the token itself."""
+def special_texts(tokenizer: Any, without: Collection[str] = ()) -> re.Pattern[str]:
+    """Finds the text of a special token, the longest one first: encoded as it is, it becomes the token itself."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    texts = {text for text in (*tokenizer.all_special_tokens, *added) if text.strip()}
-    return re.compile("|".join(re.escape(text) for text in sorted(texts)) or r"(?!)")
+    texts = {text for text in (*tokenizer.all_special_tokens, *added) if text.strip() and text not in without}
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Messages without the fields that are None: what chat templates expect."""
-    return [{name: value for name, value in message.items() if value is not None} for message in messages]
+def template_source(tokenizer: Any) -> str:
+    """The source of the chat template; of all of them where there are several."""
+    source = tokenizer.chat_template
+    return "\n".join(source.values()) if isinstance(source, dict) else str(source)
 
 
-def render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) -> str:
+def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them: without the fields that are null, empty thinking and empty calls."""
+    return [
+        {name: _without_null(value) for name, value in message.items() if not _is_absent(name, value)}
+        for message in messages
+    ]
+
+
+def _is_absent(name: str, value: Any) -> bool:
+    return value is None or value == [] or (name == "reasoning_content" and not value.strip())
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_null(each) for name, each in value.items() if each is not None}
+    return [_without_null(each) for each in value] if isinstance(value, list) else value
+
+
+def render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool, tools: Sequence[Any] = ()) -> str:
     """The conversation as the text that the model reads.
+
+    Args:
+        tools: function definitions in OpenAI's form; none are offered where it is empty.
 
     Raises:
         UsageError: the template refuses the conversation (an unknown role, say).
     """
+    return render_all(tokenizer, [messages], add_generation_prompt=add_generation_prompt, tools=tools)[0]
+
+
+def render_all(
+    tokenizer: Any, conversations: Sequence[Messages], *, add_generation_prompt: bool, tools: Sequence[Any] = ()
+) -> list[str]:
+    """`render` of many conversations that offer the same tools."""
+    if not conversations:
+        return []
     todo = "change the prompts (some templates know no system message), or take another student"
     with boundary(UsageError, "the chat template refuses a conversation", where=str(tokenizer.name_or_path), todo=todo):
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+        texts: list[str] = tokenizer.apply_chat_template(
+            [[dict(message) for message in messages] for messages in conversations],
+            tools=list(tools) or None,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
-    return str(text)
+    return texts
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
     """Ids of each text. Rendered conversations hold their special tokens already; raw text may get the model's BOS."""
     if not texts:
         return []
-    encoded = tokenizer(list(texts), add_special_tokens=add_special_tokens, padding=False, truncation=False)
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=add_special_tokens,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
-
-
-def encode(
-    tokenizer: Any, prompts: Sequence[Messages], completions: Sequence[Messages], stops: Sequence[int]
-) -> list[Encoded | str]:
-    """Ids and mask of each row, or the reason why it has none.
-
-    `special_token`: a message holds the text of a special token, which would end the turn or begin another.
-    `reasoning_dropped`: the template leaves out the completion's reasoning.
-    `prompt_not_prefix`: the prompt's ids do not begin the ids of prompt and completion.
-
-    What the template writes behind the last stop token (a newline, say) is left out: no model ever generates it.
-
-    Args:
-        prompts, completions: conversations, and the turns that follow them.
-        stops: see `stop_ids`.
-    """
-    special = special_texts(tokenizer)
-    asked = [render(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
-    pairs = zip(prompts, completions, strict=True)
-    told = [render(tokenizer, [*prompt, *turns], add_generation_prompt=False) for prompt, turns in pairs]
-    encoded = zip(encode_texts(tokenizer, asked), encode_texts(tokenizer, told), strict=True)
-    flaws = [_flaw(*row, special) for row in zip(prompts, completions, told, strict=True)]
-    return [
-        _masked(tokenizer, prompt, whole, stops) if flaw is None else flaw
-        for flaw, (prompt, whole) in zip(flaws, encoded, strict=True)
-    ]
-
-
-def _flaw(prompt: Messages, completion: Messages, told: str, special: re.Pattern[str]) -> str | None:
-    texts = (turn.get(name, "") for turn in (*prompt, *completion) for name in ("content", "reasoning_content"))
-    if any(special.search(text) for text in texts):
-        return "special_token"
-    reasoning = (turn.get("reasoning_content", "").strip() for turn in completion)
-    return "reasoning_dropped" if any(text not in told for text in reasoning) else None
-
-
-def _masked(tokenizer: Any, prompt: list[int], whole: list[int], stops: Sequence[int]) -> Encoded | str:
-    if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
-        return "prompt_not_prefix"
-    end = _after_stop(tokenizer, whole, len(prompt), stops)
-    return Encoded(tuple(whole[:end]), len(prompt))
-
-
-def _after_stop(tokenizer: Any, ids: list[int], start: int, stops: Sequence[int]) -> int:
-    """Where the row ends: behind its last stop token if only white space follows, else at its end."""
-    for at in range(len(ids) - 1, start - 1, -1):
-        if ids[at] in stops:
-            rest = ids[at + 1 :]
-            return at + 1 if not rest or not tokenizer.decode(rest).strip() else len(ids)
-    return len(ids)
-
-
-# ---------------------------------------------------------------------------------------------------------- checks
-
-
-@dataclass(slots=True)
-class Checks:
-    """Numbers about the encoded rows, gathered before the first step; JSON through `facts`.
-
-    Attributes:
-        rows: rows that are trained.
-        without_stop: rows whose last trained token is no stop token: their student would not learn to stop.
-        double_bos: rows that begin with two BOS tokens.
-        tokens, trained_tokens: ids of the rows, and those that count in the loss.
-        longest: tokens of the longest row.
-        length_limit: tokens of the longest row that may be trained, see `shards.length_limit`.
-        prompt_not_prefix, reasoning_dropped, special_token: rows left out, see `encode`.
-    """
-
-    rows: int = 0
-    without_stop: int = 0
-    double_bos: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    longest: int = 0
-    length_limit: int = 0
-    prompt_not_prefix: int = 0
-    reasoning_dropped: int = 0
-    special_token: int = 0
-
-    def add(self, row: Encoded, stops: Sequence[int], bos: int | None) -> None:
-        """Count a row that is trained."""
-        self.rows += 1
-        self.without_stop += row.ids[-1] not in stops
-        self.double_bos += bos is not None and row.ids[:2] == (bos, bos)
-        self.tokens += len(row.ids)
-        self.trained_tokens += row.trained_tokens
-        self.longest = max(self.longest, len(row.ids))
-
-    def facts(self) -> dict[str, int | float]:
-        """The numbers, with the share of the tokens that is trained."""
-        share = self.trained_tokens / self.tokens if self.tokens else 0.0
-        counted = {name: getattr(self, name) for name in Checks.__slots__}
-        return {**counted, "trained_share": round(share, 6)}
-
-    def require_trainable(self, tokenizer: Any, stops: Sequence[int], model: str, rejected: Mapping[str, int]) -> None:
-        """Refuse rows that would teach something else than was meant.
-
-        Raises:
-            UsageError: no row is left, a row does not end with a stop token, or rows begin with two BOS tokens.
-        """
-        if self.rows == 0:
-            todo = (
-                f"over_length (above {self.length_limit} tokens): raise train.max_length, or take a student with more "
-                "positions; prompt_not_prefix, reasoning_dropped: take another chat template"
-            )
-            raise UsageError("no row is left to train on", where=f"rejected: {dict(rejected)}", todo=todo)
-        if self.without_stop > 0:
-            names = json.dumps(tokenizer.convert_ids_to_tokens(list(stops)), ensure_ascii=False)
-            todo = "add the token that ends a turn in its chat template to eos_token_id in generation_config.json"
-            found = f"{self.without_stop} of {self.rows} rows do not end with {names}"
-            raise UsageError(f"the student would never learn to stop: {found}", where=model, todo=todo)
-        if self.double_bos > 0:
-            todo = "take the BOS token out of the prompts, or out of the chat template"
-            raise UsageError(f"{self.double_bos} of {self.rows} rows begin with two BOS tokens", where=model, todo=todo)
 
 
 def read_json(path: Path) -> Any:

@@ -5,6 +5,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +17,31 @@ class Weights:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a safetensors file.
+
+    Attributes:
+        dtype: safetensors' name of its number format ("F32", "BF16").
+        start: of its bytes in the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    bytes: int
+
+
 def stored_weights(folder: Path) -> Weights | None:
     """The size of the model in a folder; None where it holds no safetensors file."""
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not files:
         return None
-    tensors = [tensor for file in files for tensor in _header(file)]
-    return Weights(sum(parameters for parameters, _ in tensors), sum(size for _, size in tensors))
+    tensors = [tensor for file in files for tensor in read_header(file).values()]
+    return Weights(sum(math.prod(tensor.shape) for tensor in tensors), sum(tensor.bytes for tensor in tensors))
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that transformers loads. A folder may hold the same weights in another layout beside them
     (`consolidated.safetensors`), which must not count."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -37,13 +53,17 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _header(path: Path) -> list[tuple[int, int]]:
-    """(parameters, bytes) of each tensor. A file starts with the header's length (u64) and its JSON."""
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name, in the order of their bytes. The file starts with the header's length
+    (u64) and its JSON."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return [
-        (math.prod(tensor["shape"]), tensor["data_offsets"][1] - tensor["data_offsets"][0])
-        for tensor in header.values()
-    ]
+    tensors = {name: _tensor(8 + length, told) for name, told in header.items()}
+    return dict(sorted(tensors.items(), key=lambda item: item[1].start))
+
+
+def _tensor(data: int, told: dict[str, Any]) -> StoredTensor:
+    start, end = told["data_offsets"]
+    return StoredTensor(told["dtype"], tuple(told["shape"]), data + start, end - start)

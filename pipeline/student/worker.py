@@ -1,4 +1,4 @@
-"""What `accelerate launch -m pipeline.student.worker worker.json` starts in every process of a training.
+"""What every process of a training does, whichever way it was launched.
 
 Nothing heavy is imported before it is needed: a process that only waits for the first one is light.
 """
@@ -6,22 +6,25 @@ Nothing heavy is imported before it is needed: a process that only waits for the
 import hashlib
 import logging
 import os
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pipeline.core.errors import Interrupted
 from pipeline.core.stage import Json
 from pipeline.student.arguments import schedule
 from pipeline.student.checkpoints import FOLDER, Checkpoint, Setting, Training, find_newest
-from pipeline.student.jobs import TrainJob, launch_id
-from pipeline.student.order import Indices, count_steps, epoch_ends, training_order
-from pipeline.student.process import QUIET, Files, Report, Reporter, run_as_worker, sigterm_asks, write_json
+from pipeline.student.jobs import Judge, TrainJob, launch_id
+from pipeline.student.order import Indices, count_steps, measured_steps, training_order
+from pipeline.student.preflight.before import Before
+from pipeline.student.process import OFFLINE, QUIET, Files, Report, Reporter, sigterm_asks, write_json
 from pipeline.student.tokenise import read_json
+
+if TYPE_CHECKING:  # it loads transformers
+    from pipeline.student.curve import Course
 
 JOB: Final = "worker.json"
 WAIT_S: Final = 0.5
@@ -29,13 +32,17 @@ WAIT_S: Final = 0.5
 Stopping: TypeAlias = Callable[[], AbstractContextManager[Callable[[], bool]]]
 """Entered while a training has something to lose; gives whether somebody asked to stop."""
 
+Judges: TypeAlias = Mapping[str, Judge]
+"""`train.evaluation.generate.metric` -> what judges answers."""
+NO_JUDGES: Final[Judges] = {}
+
 logger = logging.getLogger(__name__)
 
 
-def main(path: Path) -> None:
+def main(path: Path, judges: Judges = NO_JUDGES) -> None:
     """Train as `worker.json` says; the first process writes `worker.result.json` when all is saved."""
     job = replace(TrainJob.read(path), launch=launch_id())
-    result = run_job(job, Reporter(Files(path).reports), sigterm_asks)
+    result = run_job(job, Reporter(Files(path).reports), sigterm_asks, judges)
     if is_first_process():
         write_json(Files(path).beside(".result.json"), result)
 
@@ -45,7 +52,12 @@ def nobody_asks() -> AbstractContextManager[Callable[[], bool]]:
     return nullcontext(lambda: False)
 
 
-def run_job(job: TrainJob, report: Callable[[Report], None], stopping: Stopping = nobody_asks) -> dict[str, Json]:
+def run_job(
+    job: TrainJob,
+    report: Callable[[Report], None],
+    stopping: Stopping = nobody_asks,
+    judges: Judges = NO_JUDGES,
+) -> dict[str, Json]:
     """Encode, check, train and save; returns the stage's metrics and counts (alike in all processes).
 
     The first process encodes and looks for a checkpoint; the others wait for that before any process group exists.
@@ -55,18 +67,22 @@ def run_job(job: TrainJob, report: Callable[[Report], None], stopping: Stopping 
         Incomplete: a checkpoint or the model cannot be written.
         Interrupted: somebody asked to stop; a checkpoint was written.
     """
+    from pipeline.student.layers import begin, keep_base
     from pipeline.student.shards import await_tokens, lengths_of, train_file
 
-    for name, value in QUIET.items():
+    is_offline = is_launched() and job.student.folder is not None  # a process of somebody's own may need the hub
+    for name, value in (QUIET | (OFFLINE if is_offline else {})).items():
         os.environ.setdefault(name, value)
     cfg = job.train
     schedule(cfg, steps=1, world_size=job.world_size)  # refuses a batch that cannot be divided, before any work
-    tokens = await_tokens(job, is_first=is_first_process())
+    job = begin(job, is_first=is_first_process())
+    before = Before(job, report)
+    if is_first_process():
+        before.columns()
+    tokens = await_tokens(job, is_first=is_first_process(), check=before.rows)
     lengths, _ = lengths_of(train_file(job))
-    steps = count_steps(len(lengths), epochs=cfg.epochs, batch_size=cfg.batch_size, max_steps=cfg.max_steps)
-    order = training_order(
-        lengths, steps=steps, batch_size=cfg.batch_size, seed=cfg.seed, group_by_length=cfg.group_by_length
-    )
+    order = order_of(job, lengths)
+    steps = len(order) // cfg.batch_size
     if is_first_process():
         report({"steps": steps, "rejected": sum(tokens.rejected.values())})
     training = Training(job.workdir.name, steps, len(lengths), _digest(order, lengths[order]))
@@ -74,27 +90,56 @@ def run_job(job: TrainJob, report: Callable[[Report], None], stopping: Stopping 
 
     import torch
 
-    from pipeline.student.curve import Course
     from pipeline.student.trainer import train
 
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    course = Course(
-        plan=schedule(cfg, steps=steps, world_size=job.world_size),
-        order=order,
-        rows=len(lengths),
-        step_tokens=lengths[order].reshape(steps, cfg.batch_size).sum(axis=1),
-        epoch_ends=frozenset(epoch_ends(len(lengths), steps=steps, batch_size=cfg.batch_size)),
-        training=training,
-        start=start,
-    )
-    metrics = train(job, tokens, course, report, stopping)
+    course = course_of(job, lengths, order, training, start)
+    metrics = train(job, tokens, course, report, stopping, judges, before)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if metrics is None:
         raise Interrupted("stopped by a signal", where="step train", todo="run the same command again to go on")
+    if is_first_process():
+        keep_base(job)
     rejected: dict[str, Json] = {**tokens.rejected}
+    metrics["preflight"] = before.summary()
     return {"metrics": metrics, "rows_in": tokens.rows_in, "rejected": rejected}
+
+
+def order_of(job: TrainJob, lengths: Indices) -> Indices:
+    """The rows in the order in which they are trained, whole batches; see `order.training_order`."""
+    cfg = job.train
+    steps = count_steps(len(lengths), epochs=cfg.epochs, batch_size=cfg.batch_size, max_steps=cfg.max_steps)
+    return training_order(
+        lengths, steps=steps, batch_size=cfg.batch_size, seed=cfg.seed, group_by_length=cfg.group_by_length
+    )
+
+
+def course_of(
+    job: TrainJob, lengths: Indices, order: Indices, training: Training, start: Checkpoint | None
+) -> "Course":
+    """What is trained in which order, and what is measured when.
+
+    Args:
+        lengths: tokens of each row.
+        order: see `order_of`.
+        start: the checkpoint that it goes on from; None: from the beginning.
+    """
+    from pipeline.student.curve import Course
+
+    cfg, steps = job.train, training.steps
+    return Course(
+        plan=schedule(cfg, steps=steps, world_size=job.world_size),
+        order=order,
+        rows=len(lengths),
+        step_tokens=lengths[order].reshape(steps, cfg.batch_size).sum(axis=1),
+        measured=frozenset(
+            measured_steps(len(lengths), steps=steps, batch_size=cfg.batch_size, every=cfg.evaluation.steps)
+        ),
+        training=training,
+        start=start,
+    )
 
 
 def _digest(*arrays: Indices) -> str:
@@ -137,7 +182,7 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
-def follow(workdir: Path, stop: threading.Event) -> None:
+def follow(workdir: Path, stop: threading.Event, judges: Judges = NO_JUDGES) -> None:
     """Take part in a training that the first process leads: every other process of a launch calls this.
 
     Waits for the first process's word in this very launch: its `worker.json` in `workdir`, then trains with it, or
@@ -155,7 +200,7 @@ def follow(workdir: Path, stop: threading.Event) -> None:
     job, word = workdir / JOB, _word(workdir, int(os.environ["RANK"]))
     while not stop.is_set():
         if _is_of_this_launch(job):
-            run_job(TrainJob.read(job), lambda report: None)
+            run_job(TrainJob.read(job), lambda report: None, judges=judges)
             return
         if _is_of_this_launch(word):
             word.unlink(missing_ok=True)
@@ -190,7 +235,3 @@ def _is_of_this_launch(path: Path) -> bool:
     with suppress(FileNotFoundError):
         return bool(read_json(path)["launch"] == launch_id())
     return False
-
-
-if __name__ == "__main__":
-    run_as_worker(main, sys.argv)

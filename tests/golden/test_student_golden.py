@@ -12,14 +12,15 @@ from pipeline.core.record import Message
 from pipeline.stages import evaluate, train
 from pipeline.stages.evaluate.answers import Answered, write_answers
 from pipeline.student.order import training_order
-from pipeline.student.tokenise import encode, load_tokenizer, stop_ids
+from pipeline.student.text_path import TextPath
+from pipeline.student.tokenise import load_tokenizer, stop_ids
 from pipeline.text.scoring import score
 from tests.support import a_prompt
 from tests.tiny_models import make_tiny_model
 
 # name -> (VERSION of its stage, digest)
-ROWS = (1, "1ca2cd5eb03ccf41fd798a245f01f920b890d3b1662eb04fd052fabd8353ac7e")
-ORDER = (1, "1ed24e49015b9336a498715c7b520d28bf0f1a37faf76feaa2704b250bdf89a2")
+ROWS = (2, "1ca2cd5eb03ccf41fd798a245f01f920b890d3b1662eb04fd052fabd8353ac7e")
+ORDER = (2, "1ed24e49015b9336a498715c7b520d28bf0f1a37faf76feaa2704b250bdf89a2")
 SCORES = (1, "869f5c81aa55cfc67976d8a66d74e1f169bb93ff23e4f1df4f149e2ed3f63568")
 ANSWERS = (1, "49ca57944e151ebe270a407b5f609cd90fd0bd85eaaa7232f08f6d4b7e9e4805")
 
@@ -33,7 +34,7 @@ def test_rows(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(model), None)
     asked = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{n} + 1?"}] for n in range(9)]
     told = [[{"role": "assistant", "content": f"It is {n + 1}.\n"}] for n in range(9)]
-    rows = encode(tokenizer, asked, told, stop_ids(str(model), None, tokenizer))
+    rows = TextPath.of(tokenizer, stop_ids(str(model), None, tokenizer)).encode(asked, told)
     kept = [row for row in rows if not isinstance(row, str)]
     assert len(kept) == 9
     check(ROWS, train.VERSION, digest_json([[[*row.ids], [*row.labels]] for row in kept]))

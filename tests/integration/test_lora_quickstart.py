@@ -88,6 +88,28 @@ def test_the_student_is_a_plain_model_of_the_bases_size(run: Path, root: Path) -
     assert not [path.name for path in (run / "train/model").iterdir() if "adapter" in path.name]
 
 
+def test_the_adapter_lies_beside_it(run: Path, root: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((run / "train/adapter/adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == "local"
+    base = AutoModelForCausalLM.from_pretrained(root / "data/models/tiny-base", dtype=torch.float32)
+    student = AutoModelForCausalLM.from_pretrained(run / "train/model", dtype=torch.float32)
+    ids = torch.arange(100, 120)[None]
+    with torch.no_grad():
+        expected = student(input_ids=ids).logits
+        found = PeftModel.from_pretrained(base, run / "train/adapter")(input_ids=ids).logits
+    # The base is stored in bfloat16, and so is the merged model: 8 bits of each weight.
+    torch.testing.assert_close(found, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+
+
+def test_it_verifies(run: Path, root: Path) -> None:
+    done = run_cli("verify", "--data", run.parents[1], cwd=root, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 def test_it_is_evaluated_and_reported(run: Path) -> None:
     evaluation = json.loads((run / "evaluate" / "evaluation.json").read_text("utf-8"))
     assert evaluation["n"] == 8

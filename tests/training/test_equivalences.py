@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.core.errors import UsageError
 from pipeline.core.record import Message, read_shards
+from pipeline.student.order import count_steps, training_order
+from pipeline.student.shards import lengths_of, train_file
 from tests.tiny_models import make_tiny_model
 from tests.training_rows import sum_row, train_here, write_dataset
 
@@ -42,13 +46,15 @@ def answer(model: Path, prompt: str) -> str:
     return str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :]))
 
 
-def test_accumulation_changes_nothing(tmp_path: Path, model: Path, dataset: Path) -> None:
-    whole, _ = train_here(tmp_path / "8x1", model, dataset, micro_batch_size=8)
-    parts, _ = train_here(tmp_path / "4x2", model, dataset, micro_batch_size=4)
+@pytest.mark.parametrize("parts", [4, 1], ids=["4x2", "1x8"])
+def test_accumulation_changes_nothing(tmp_path: Path, model: Path, dataset: Path, parts: int) -> None:
+    course = {"epochs": 3, "max_steps": 12}
+    whole, _ = train_here(tmp_path / "whole", model, dataset, micro_batch_size=8, **course)
+    split, _ = train_here(tmp_path / "split", model, dataset, micro_batch_size=parts, **course)
     for name in ("loss", "grad_norm", "eval_loss"):
         found = points(whole.out, name)
-        assert len(found) == (1 if name == "eval_loss" else 5)
-        assert points(parts.out, name) == pytest.approx(found, abs=1e-5, rel=1e-4)
+        assert len(found) == (3 if name == "eval_loss" else 12)
+        assert points(split.out, name) == pytest.approx(found, abs=1e-5, rel=1e-4)
 
 
 def test_equal_seeds_give_equal_bytes(tmp_path: Path, model: Path, dataset: Path) -> None:
@@ -62,9 +68,51 @@ def test_equal_seeds_give_equal_bytes(tmp_path: Path, model: Path, dataset: Path
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path, model: Path, dataset: Path) -> None:
-    plain, _ = train_here(tmp_path / "plain", model, dataset, max_steps=2)
-    saving, _ = train_here(tmp_path / "saving", model, dataset, max_steps=2, gradient_checkpointing=True)
-    assert points(saving.out, "loss") == pytest.approx(points(plain.out, "loss"), abs=1e-5)
+    plain, _ = train_here(tmp_path / "plain", model, dataset)
+    saving, _ = train_here(tmp_path / "saving", model, dataset, gradient_checkpointing=True)
+    for name in ("loss", "grad_norm"):
+        found = points(plain.out, name)
+        assert len(found) == 5
+        assert points(saving.out, name) == pytest.approx(found, rel=1e-5)
+
+
+class TestGroupedByLength:
+    """Which rows meet in a batch changes; how often each is trained does not, nor what is learned in expectation."""
+
+    LENGTHS = np.random.default_rng(5).integers(5, 200, 1000)
+
+    @given(seed=st.integers(0, 2**32), epochs=st.integers(1, 3), rows=st.integers(8, 300), grouped=st.booleans())
+    @settings(max_examples=50)
+    def test_each_row_is_trained_once_an_epoch(self, seed: int, epochs: int, rows: int, grouped: bool) -> None:
+        steps = count_steps(rows, epochs=epochs, batch_size=4, max_steps=None)
+        order = training_order(self.LENGTHS[:rows], steps=steps, batch_size=4, seed=seed, group_by_length=grouped)
+        times = np.bincount(order, minlength=rows)
+        assert len(order) == 4 * steps
+        assert int(times.min()) == epochs, "and the last batch is filled up from one more"
+        assert int((times - epochs).sum()) < 4
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_batches_are_alike_within_and_in_no_order_of_length(self, seed: int) -> None:
+        order = training_order(self.LENGTHS, steps=125, batch_size=8, seed=seed, group_by_length=True)
+        batches = self.LENGTHS[order].reshape(-1, 8)
+        assert float(np.ptp(batches, axis=1).mean()) < 0.1 * float(np.ptp(self.LENGTHS))
+        along = float(np.corrcoef(np.arange(125), batches.mean(axis=1))[0, 1])
+        assert abs(along) < 0.35, "125 unrelated numbers: a correlation beyond this has a chance of 1 in 10,000"
+
+    def test_an_epoch_costs_the_same_loss_at_a_learning_rate_of_nothing(self, tmp_path: Path, model: Path) -> None:
+        rows = [sum_row(number, completion=(Message("assistant", "yes " * (1 + number % 9)),)) for number in range(40)]
+        dataset = write_dataset(tmp_path / "dataset", rows)
+        means = []
+        for grouped in (False, True):
+            folder = tmp_path / str(grouped)
+            job, _ = train_here(folder, model, dataset, group_by_length=grouped, learning_rate=1e-12)
+            lengths, trained = lengths_of(train_file(job))
+            order = training_order(lengths, steps=5, batch_size=8, seed=0, group_by_length=grouped)
+            weights = trained[order].reshape(5, 8).sum(axis=1)
+            losses = points(job.out, "loss")
+            means.append(float(np.average(losses, weights=weights)))
+            assert float(np.std(losses)) > 1e-4, "the batches differ"
+        assert means[1] == pytest.approx(means[0], rel=1e-6)
 
 
 def test_long_rows_are_rejected_and_never_cut(tmp_path: Path, model: Path) -> None:
@@ -113,47 +161,6 @@ def test_weights_are_saved_in_the_bases_format(tmp_path: Path, dataset: Path, dt
     weights = load_file(job.out / "model" / "model.safetensors")
     assert {str(tensor.dtype) for tensor in weights.values()} == {f"torch.{dtype}"}
     assert "lm_head.weight" not in weights, "a tied embedding is stored once"
-
-
-@pytest.mark.parametrize("modules", [(), ("embed_tokens",)])
-def test_lora_trains_and_is_merged(tmp_path: Path, model: Path, dataset: Path, modules: tuple[str, ...]) -> None:
-    from safetensors.torch import load_file
-
-    tuning: dict[str, Any] = {"kind": "lora", "r": 8, "alpha": 16, "modules_to_save": modules}
-    job, found = train_here(tmp_path, model, dataset, tuning=tuning, epochs=6, learning_rate=1e-2)
-    metrics = found["metrics"]
-    assert 0 < metrics["trainable_parameters"] < metrics["parameters"]
-    losses = points(job.out, "loss")
-    assert losses[-1] < losses[0] - 0.5
-    before, after = load_file(model / "model.safetensors"), load_file(job.out / "model" / "model.safetensors")
-    assert set(after) == set(before), "a plain model: no adapter's tensors, no untied output layer"
-    changed = {name for name in before if not before[name].equal(after[name])}
-    assert "model.layers.0.self_attn.q_proj.weight" in changed
-    assert ("model.embed_tokens.weight" in changed) is bool(modules)
-
-
-def test_an_adapter_on_modules_that_do_not_exist(tmp_path: Path, model: Path, dataset: Path) -> None:
-    with pytest.raises(UsageError, match="no adapters for these modules"):
-        train_here(tmp_path, model, dataset, tuning={"kind": "lora", "target_modules": ["no_such_module"]})
-
-
-def test_a_pattern_that_hits_the_output_layer(tmp_path: Path, model: Path, dataset: Path) -> None:
-    with pytest.raises(UsageError, match="lm_head cannot have an adapter"):
-        train_here(tmp_path, model, dataset, tuning={"kind": "lora", "target_modules": ".*(q_proj|lm_head)"})
-
-
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, dataset: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    base = make_tiny_model(tmp_path / "base")
-    broken = AutoModelForCausalLM.from_pretrained(base)
-    with torch.no_grad():
-        broken.model.layers[0].mlp.up_proj.weight[0, 0] = float("inf")
-    broken.save_pretrained(base)
-    with pytest.raises(UsageError, match="training diverged at step 1"):
-        train_here(tmp_path, base, dataset)
-    assert not (tmp_path / "out" / "model").exists()
 
 
 def test_a_template_that_never_ends_a_turn(tmp_path: Path, dataset: Path) -> None:

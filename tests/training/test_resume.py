@@ -147,7 +147,7 @@ class TestAResumedTraining:
         folder = attempt.job.workdir / "checkpoints" / "step-2"
         assert {path.name for path in folder.iterdir()} == {
             *("trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "curve.json"),
-            *("trainer_state.json", MARKER),
+            *("trainer_state.json", "metrics.jsonl", MARKER),
         }
         tensors = load_file(folder / "trained.safetensors")
         assert len(tensors) == 2 * 2 * 7, "A and B of 7 linear modules in 2 layers"

@@ -33,6 +33,25 @@ API: dict[str, Any] = {
     },
     "generate": {"teacher": "api"},
 }
+COMMANDS = (
+    "init",
+    "doctor",
+    "run",
+    "plan",
+    *step_names(),
+    "status",
+    "why",
+    "trace",
+    "drop-source",
+    "verify",
+    "gc",
+    "preflight",
+    "responses",
+    "export",
+    "push",
+    "licenses",
+    "schema",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,50 +78,13 @@ class TestHelp:
         assert [name for name in names if name in step_names()] == [*step_names()]
         assert {"run", "plan", "schema"} <= set(names)
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            "init",
-            "doctor",
-            "run",
-            "plan",
-            *step_names(),
-            "status",
-            "why",
-            "trace",
-            "drop-source",
-            "verify",
-            "gc",
-            "responses",
-            "export",
-            "push",
-            "licenses",
-            "schema",
-        ],
-    )
+    @pytest.mark.parametrize("name", COMMANDS)
     def test_every_command_explains_itself(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main([name, "--help"]) == 0
         assert f"python -m pipeline {name}" in capsys.readouterr().out
 
     def test_a_command_exists_exactly_when_it_works(self) -> None:
-        assert set(cli.commands.commands) == {
-            "init",
-            "doctor",
-            "run",
-            "plan",
-            *step_names(),
-            "status",
-            "why",
-            "trace",
-            "drop-source",
-            "verify",
-            "gc",
-            "responses",
-            "export",
-            "push",
-            "licenses",
-            "schema",
-        }
+        assert set(cli.commands.commands) == {*COMMANDS}
 
 
 class TestUsage:

@@ -20,6 +20,7 @@ from pipeline import cli
 from pipeline.core.config_base import LocalModel
 from pipeline.core.config_teacher import VllmTeacher
 from pipeline.core.load import Loaded, load_config
+from pipeline.core.machine import cgroup_memory
 from pipeline.runner.doctor import examine, folder, machine, needs, software, usable_gpus
 from pipeline.runner.doctor.finding import Finding
 from pipeline.runner.doctor.machine import GIB, Gpu
@@ -89,12 +90,12 @@ class TestMemory:
 
     def test_a_containers_limit_is_the_memory(self, tmp_path: Path) -> None:
         (tmp_path / "memory.max").write_text(f"{2 * GIB}\n")
-        found = machine.check_memory(self.MEMINFO, machine.cgroup_memory(tmp_path))
+        found = machine.check_memory(self.MEMINFO, cgroup_memory(tmp_path))
         assert (found.state, found.detail) == ("warn", "2.0 GiB, 2.0 GiB of it free")
 
     def test_no_limit_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "memory.max").write_text("max\n")
-        assert machine.cgroup_memory(tmp_path) is None
+        assert cgroup_memory(tmp_path) is None
 
 
 def nvidia_smi(folder: Path, script: str) -> tuple[str]:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -218,6 +219,17 @@ class TestLineProgress:
         self.advance(30, 1000)
         assert self.lines == ["generate: 1,000 of 1,000, 33.3 rows/s"]
 
+    def test_what_an_earlier_attempt_did_says_nothing_of_the_rate(self) -> None:
+        self.progress.start(1000, "steps", done=900)
+        self.advance(30, 30)
+        assert self.lines == ["generate: 930 of 1,000, 1.0 steps/s, about 1.2 min left"]
+
+    def test_the_last_note_comes_last_and_stays(self) -> None:
+        self.progress.advance(10, note="loss 2.500")
+        self.progress.advance(10, note="loss 1.250")
+        self.advance(30, 280, rejected=1)
+        assert self.lines == ["generate: 300 of 1,000, 10.0 rows/s, 1 rejected, loss 1.250, about 1.2 min left"]
+
     def test_starting_again_counts_from_zero(self) -> None:
         self.advance(29, 500, tokens=5, rejected=5)
         self.progress.start(10, "steps")
@@ -248,3 +260,28 @@ def test_on_a_terminal_a_bar_shows_rate_tokens_and_rejects(monkeypatch: pytest.M
     assert "4/10" in shown
     assert "rows/s, 80 tokens" in shown
     assert "1 rejected" in shown
+
+
+@pytest.mark.parametrize(
+    ("columns", "told", "untold"),
+    [
+        ("80", ["312/1563", "tokens/s, loss 1.234, 12.3 GB"], ["rejected", "steps/s"]),
+        ("100", ["312/1563", "tokens/s, 3 rejected, loss 1.234, 12.3 GB"], ["steps/s"]),
+        ("140", ["312/1563", "steps/s, 123,456 tokens (", "3 rejected, loss 1.234, 12.3 GB"], []),
+    ],
+)
+def test_on_a_narrow_terminal_what_matters_least_goes_first(
+    monkeypatch: pytest.MonkeyPatch, columns: str, told: list[str], untold: list[str]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for name, value in {"TERM": "xterm", "COLUMNS": columns}.items():
+        monkeypatch.setenv(name, value)
+    with show_progress("train") as progress:
+        progress.start(1563, "steps", done=300)
+        progress.advance(12, tokens=123_456, rejected=3, note="loss 1.234, 12.3 GB")
+    (line,) = {line for line in re.split(r"[\r\n]", terminal.getvalue()) if "loss" in line}
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
+    assert all(text in shown for text in told), shown
+    assert not any(text in shown for text in untold), shown
+    assert re.search(r"\d:\d\d|-:--:--", shown), "the time left is told"

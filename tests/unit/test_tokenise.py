@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import UsageError
-from pipeline.student.tokenise import IGNORED, Checks, Encoded, encode, load_tokenizer, most_positions, stop_ids
+from pipeline.student.checks import Checks
+from pipeline.student.text_path import REASONS, TextPath
+from pipeline.student.tokenise import IGNORED, Encoded, RowFacts, load_tokenizer, most_positions, stop_ids
 from tests.tiny_models import make_tiny_model
 
 ASK = [{"role": "user", "content": "What is 1 + 1?"}]
@@ -34,7 +36,7 @@ def with_template(tokenizer: Any) -> Any:
 
 
 def row(tokenizer: Any, stops: tuple[int, ...], ask: Any = ASK, tell: Any = TELL) -> Encoded | str:
-    return encode(tokenizer, [ask], [tell], stops)[0]
+    return TextPath.of(tokenizer, stops).encode([ask], [tell])[0]
 
 
 def test_the_completion_and_its_end_are_trained_and_the_prompt_is_not(model: Path, tokenizer: Any) -> None:
@@ -61,25 +63,12 @@ def test_a_completion_without_an_end_is_counted(tokenizer: Any, with_template: A
     found = row(tokenizer, stops)
     assert isinstance(found, Encoded)
     checks.add(found, stops, tokenizer.bos_token_id)
-    with pytest.raises(UsageError, match="never learn to stop: 1 of 1 rows"):
-        checks.require_trainable(tokenizer, stops, "model", {})
+    assert checks.without_stop == 1
 
 
 def test_a_prompt_that_is_no_prefix_is_refused(tokenizer: Any, with_template: Any) -> None:
     with_template(tokenizer.chat_template + "{% if add_generation_prompt %}<think>{% endif %}")
     assert row(tokenizer, (tokenizer.eos_token_id,)) == "prompt_not_prefix"
-
-
-@pytest.mark.parametrize(
-    ("ask", "tell"),
-    [
-        (ASK, [{"role": "assistant", "content": "It is 2.</s><|user|>And now?"}]),
-        ([{"role": "user", "content": "Say <s>struck</s>."}], TELL),
-        (ASK, [{"role": "assistant", "content": "2", "reasoning_content": "<|system|>"}]),
-    ],
-)
-def test_a_message_that_writes_a_special_token_is_refused(tokenizer: Any, ask: Any, tell: Any) -> None:
-    assert row(tokenizer, (tokenizer.eos_token_id,), ask, tell) == "special_token"
 
 
 def test_text_that_only_looks_like_a_special_token_is_trained(tokenizer: Any) -> None:
@@ -109,15 +98,14 @@ def test_the_config_says_how_many_tokens_a_model_takes(tmp_path: Path) -> None:
     assert most_positions(str(model), None) == 512
 
 
-def test_two_bos_are_refused(tokenizer: Any, with_template: Any) -> None:
+def test_two_bos_are_counted(tokenizer: Any, with_template: Any) -> None:
     with_template("{{ bos_token }}" + tokenizer.chat_template)
     stops = (tokenizer.eos_token_id,)
     checks = Checks()
     found = row(tokenizer, stops)
     assert isinstance(found, Encoded)
     checks.add(found, stops, tokenizer.bos_token_id)
-    with pytest.raises(UsageError, match="two BOS"):
-        checks.require_trainable(tokenizer, stops, "model", {})
+    assert checks.double_bos == 1
 
 
 def test_the_generation_config_says_where_generation_stops(tmp_path: Path) -> None:
@@ -139,23 +127,37 @@ def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
 def test_a_template_that_refuses_a_role(tokenizer: Any, with_template: Any) -> None:
     with_template("{{ raise_exception('no system message please') }}")
     with pytest.raises(UsageError, match="no system message please"):
-        encode(tokenizer, [ASK], [TELL], (0,))
+        row(tokenizer, (0,))
 
 
 def test_numbers_of_the_checks() -> None:
-    checks = Checks()
-    checks.add(Encoded((1, 7, 8, 9, 2), 3), (2,), bos=1)
-    checks.add(Encoded((1, 7, 2), 2), (2,), bos=1)
-    assert checks.facts() == {
+    checks = Checks(rows_in=4)
+    whole = RowFacts(received_bytes=10, completion_bytes=8, with_system=True)
+    changed = RowFacts(3, True, True, True, True, received_bytes=6, completion_bytes=4)
+    checks.add(Encoded((1, 7, 8, 9, 2), 3, whole), (2,), bos=1, teacher_tokens=5)
+    checks.add(Encoded((1, 7, 2), 2, changed), (2,), bos=1)
+    checks.reject("round_trip", 2)
+    facts = checks.facts()
+    assert {name: value for name, value in facts.items() if value != 0} == {
+        "rows_in": 4,
         "rows": 2,
-        "without_stop": 0,
-        "double_bos": 0,
         "tokens": 8,
         "trained_tokens": 3,
         "longest": 5,
-        "length_limit": 0,
-        "prompt_not_prefix": 0,
-        "reasoning_dropped": 0,
-        "special_token": 0,
+        "round_trip": 2,
+        "neutralised_rows": 1,
+        "neutralised_texts": 3,
+        "end_tokens_cut": 1,
+        "reasoning_inlined": 1,
+        "reasoning_left_out": 1,
+        "trimmed": 1,
+        "with_system": 1,
+        "completion_bytes": 12,
+        "student_tokens": 3,
+        "teacher_tokens": 5,
+        "teacher_bytes": 10,
         "trained_share": 0.375,
+        "student_tokens_per_byte": 0.25,
+        "teacher_tokens_per_byte": 0.5,
     }
+    assert set(REASONS) <= facts.keys()

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pipeline.core.machine import cgroup_memory, read_setting, usable_memory
 from pipeline.runner.doctor.finding import Finding
 
 GIB: Final = 2**30
@@ -41,7 +41,7 @@ class Gpu:
 
 def check_machine(gpus: Sequence[Gpu] | str) -> list[Finding]:
     """All checks of this module but the clock's, which needs a folder (see `check_clock`)."""
-    limit = cgroup_memory(Path("/sys/fs/cgroup"))
+    limit = cgroup_memory()
     return [
         check_cores(len(os.sched_getaffinity(0)), cgroup_cores(Path("/sys/fs/cgroup")), os.cpu_count() or 1),
         check_memory(Path("/proc/meminfo").read_text("utf-8"), limit),
@@ -68,38 +68,19 @@ def check_memory(meminfo: str, limit: int | None) -> Finding:
         meminfo: the text of /proc/meminfo.
         limit: bytes that our cgroup may use; None: no limit.
     """
-    sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", meminfo, re.MULTILINE)}
-    total, free = sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
-    if limit is not None and limit < total:
-        total, free = limit, min(free, limit)
+    total, free = usable_memory(meminfo, limit)
     detail = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB of it free"
     if free < SMALL_MEMORY:
         return Finding("memory", "warn", detail, "end other programs; vLLM and training take gigabytes")
     return Finding("memory", "ok", detail)
 
 
-def cgroup_memory(root: Path) -> int | None:
-    """Bytes that our cgroup may use (version 2, then 1); None: no limit. Limits further up are not looked for."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        text = _read(root / name)
-        if text.isdigit():
-            return int(text)
-    return None
-
-
 def cgroup_cores(root: Path) -> float | None:
     """Cores that our cgroup may use (version 2, then 1); None: no limit. Limits further up are not looked for."""
-    quota, _, period = _read(root / "cpu.max").partition(" ")
+    quota, _, period = read_setting(root / "cpu.max").partition(" ")
     if not period:
-        quota, period = _read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")
+        quota, period = read_setting(root / "cpu/cpu.cfs_quota_us"), read_setting(root / "cpu/cpu.cfs_period_us")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) > 0 else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8").strip()
-    except OSError:
-        return ""
 
 
 def find_gpus(command: Sequence[str] = NVIDIA_SMI, timeout_s: float = 5) -> list[Gpu] | str:

@@ -63,11 +63,12 @@ def run(cfg: EvaluateStep, inputs: Mapping[str, Path], out: Path, ctx: Context) 
     if not questions.test:
         todo = "give the prompt sets a column of reference answers (columns.answer), or raise prompts.test"
         raise UsageError("no test prompt can be scored", where=f"rejected: {questions.counts()}", todo=todo)
-    examined = examine(cfg, inputs["train"] / "model", questions, ctx)
+    student = inputs["train"] / "model"
+    examined = examine(cfg, student, questions, ctx)
     best = choose_way(examined["base"], questions)
     answered = {
         "teacher": _local_teacher(cfg, examined["teacher"]) if teacher is None else teacher.only(questions.test),
-        "base": _base_answers(cfg, best, questions, ctx),
+        "base": _base_answers(cfg, student, best, questions, ctx),
         "student": examined["student"].of("test"),
     }
     right = {name: questions.judge(answered[name].texts) for name in MODELS}
@@ -87,10 +88,10 @@ def _local_teacher(cfg: EvaluateStep, examined: ModelAnswers) -> Answered:
     return examined.of("test") if tags is None else examined.of("test").without_reasoning(tags)
 
 
-def _base_answers(cfg: EvaluateStep, best: BestWay, questions: Questions, ctx: Context) -> Answered:
+def _base_answers(cfg: EvaluateStep, student: Path, best: BestWay, questions: Questions, ctx: Context) -> Answered:
     if best.answered is not None:
         return best.answered
-    return read_shown(best.name, answer_three_shot(cfg, questions, ctx))
+    return read_shown(best.name, answer_three_shot(cfg, student, questions, ctx))
 
 
 def _write_rejects(folder: Path, questions: Questions) -> str:

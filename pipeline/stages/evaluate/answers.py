@@ -18,7 +18,8 @@ from pipeline.core.record import Prompt, ShardWriter, message_dict
 from pipeline.core.stage import Context, Json
 from pipeline.stages.evaluate.questions import Questions, read_test_questions
 from pipeline.student.jobs import AnswerJob, Exam, Examined, Question, Speed, read_examined
-from pipeline.student.process import Files, Report, run_process
+from pipeline.student.layers import BASE
+from pipeline.student.process import OFFLINE, Files, Report, run_process
 from pipeline.teacher.ask import ask
 from pipeline.teacher.reasoning import split_reasoning
 from pipeline.teacher.request import Asked, Request
@@ -200,11 +201,11 @@ def _each_alone(exams: Sequence[Exam], run: Callable[[Exam], dict[str, Examined]
     return {exam.name: run(exam)[exam.name] for exam in exams}
 
 
-def answer_three_shot(cfg: EvaluateStep, questions: Questions, ctx: Context) -> Answered:
+def answer_three_shot(cfg: EvaluateStep, student: Path, questions: Questions, ctx: Context) -> Answered:
     """The base's whole answers to the test prompts behind the examples: asked for only where that served it best."""
     asked = three_shot(questions, questions.test)
     ctx.progress.start(len(asked), "answers")
-    exam = exam_of("base", cfg.student, {"test_three_shot": asked})
+    exam = base_exam(cfg, student, {"test_three_shot": asked})
     found = run_answers(job_of(cfg, (exam,), None), "three-shot", ctx)["base"]
     return ModelAnswers(found, ()).of("test_three_shot")
 
@@ -216,7 +217,7 @@ def local_exams(cfg: EvaluateStep, student: Path, questions: Questions) -> tuple
     teacher = cfg.teacher
     return (
         *([_teacher_exam(teacher, {"test": test})] if isinstance(teacher, VllmTeacher) else []),
-        exam_of("base", cfg.student, {"test": test, "validation": validation, "validation_three_shot": shown}),
+        base_exam(cfg, student, {"test": test, "validation": validation, "validation_three_shot": shown}),
         Exam("student", str(student.resolve()), None, {"test": test}),
     )
 
@@ -235,6 +236,14 @@ def exam_of(name: str, model: LocalModel, questions: dict[str, tuple[Question, .
     """What a model of the config is asked."""
     folder = model.model if model.folder is None else str(model.folder)
     return Exam(name, folder, model.revision, questions)
+
+
+def base_exam(cfg: EvaluateStep, student: Path, questions: dict[str, tuple[Question, ...]]) -> Exam:
+    """What the base is asked: the student's model of the config, or where the training began with something else
+    (`student.init`), the folder of that beside the student's."""
+    if cfg.student.init is None:
+        return exam_of("base", cfg.student, questions)
+    return Exam("base", str(student.with_name(BASE).resolve()), None, questions)
 
 
 def chat(prompts: Sequence[Prompt]) -> tuple[Question, ...]:
@@ -268,7 +277,7 @@ def run_answers(job: AnswerJob, name: str, ctx: Context) -> dict[str, Examined]:
     job.write(path)
     env = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
     if all(exam.revision is None for exam in job.exams):
-        env["HF_HUB_OFFLINE"] = "1"
+        env |= OFFLINE
 
     def report(line: Report) -> None:
         match line:

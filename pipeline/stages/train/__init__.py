@@ -13,22 +13,26 @@ from typing import Any, Final
 import yaml
 
 from pipeline.core.config import TrainStep
-from pipeline.core.config_train import LoraTuning, TrainConfig
+from pipeline.core.config_train import AdapterTuning, StudentModel, TrainConfig
 from pipeline.core.errors import CorruptArtefact, Interrupted, UsageError, boundary
 from pipeline.core.lineage import DigestCache, path_digest
 from pipeline.core.record import count_rows
 from pipeline.core.stage import Context, Json, Result, check_cancelled
 from pipeline.stages.train.card import write_student_card
+from pipeline.stages.train.leakage import compare_splits
 from pipeline.student.arguments import schedule
 from pipeline.student.jobs import TrainJob, launch_id
-from pipeline.student.process import Files, Report, run_process
+from pipeline.student.preflight.findings import check_ids
+from pipeline.student.process import OFFLINE, Files, Report, run_process
+from pipeline.student.trackers import require_trackers
 from pipeline.student.worker import JOB, forget_dismissal, is_launched, run_job
 from pipeline.terms.declared import declared_student, source_of
 from pipeline.terms.training import check_dataset, today
+from pipeline.text.verifiers import VERIFIERS
 
-VERSION = 1
+VERSION = 2
 
-WORKER: Final = "pipeline.student.worker"
+WORKER: Final = "pipeline.stages.train.worker"
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,9 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
         Interrupted: a signal asked us to stop; a checkpoint was written if training had begun.
     """
     train = cfg.train
+    check_ids(train.accept_findings)
     _refuse_lm_head(train)
+    require_trackers(train.trackers)
     student = source_of(declared_student(cfg.student))
     judged = check_dataset(inputs["dataset"], student, cfg.policy, today(), ctx.resume_command)
     ctx.events.emit("terms_judged", outcome=judged.verdict.outcome, dataset=judged.manifest_sha256)
@@ -65,9 +71,10 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
     is_inside = is_launched()
     world_size = int(os.environ["WORLD_SIZE"]) if is_inside else train.processes
     schedule(train, steps=1, world_size=world_size)
-    job = TrainJob(train, cfg.student, data, out, ctx.workdir, world_size, launch_id())
+    job = TrainJob(train, cfg.student, data, out, ctx.workdir, world_size, launch_id(), ctx.run)
     progress = Progress(ctx)
     ctx.progress.start(rows, "rows")
+    compare_splits(data, ctx.workdir)
     found = run_here(job, ctx, progress) if is_inside else launch(job, ctx, progress)
     result = _result(found, cfg, out, ctx)
     metrics, trained = result.metrics, result.rows_out
@@ -80,14 +87,20 @@ def launch(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:
     path = ctx.workdir / JOB
     job.write(path)
     accelerate = read_accelerate(job.train.accelerate)
+    _refuse_several_machines(job.train.accelerate, accelerate)
     command = launch_command(job.train, accelerate, path)
-    env = {"ACCELERATE_USE_CPU": "true"} if accelerate.get("use_cpu", False) else {}
-    if job.student.folder is not None:
-        env["HF_HUB_OFFLINE"] = "1"
+    env = environment(job.student, accelerate)
     ctx.events.emit("worker_started", processes=job.world_size, log=Files(path).log.name)
     run_process(command, path, ctx, progress.report, env)
     found: dict[str, Any] = json.loads(Files(path).beside(".result.json").read_text("utf-8"))
     return found
+
+
+def environment(student: StudentModel, accelerate: Mapping[str, Any]) -> dict[str, str]:
+    """Variables for a process that loads the student: on a CPU if Accelerate's config says so, and offline if the
+    student is a folder."""
+    cpu = {"ACCELERATE_USE_CPU": "true"} if accelerate.get("use_cpu", False) else {}
+    return cpu if student.folder is None else cpu | OFFLINE
 
 
 def run_here(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:
@@ -100,7 +113,7 @@ def run_here(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any
     forget_dismissal(ctx.workdir)
     job.write(path)
     try:
-        return {**run_job(job, progress.report, lambda: nullcontext(ctx.cancel.is_set))}
+        return {**run_job(job, progress.report, lambda: nullcontext(ctx.cancel.is_set), VERIFIERS)}
     except Interrupted:
         check_cancelled(ctx)  # the same, with the command that resumes
         raise
@@ -122,6 +135,15 @@ def read_accelerate(path: Path) -> dict[str, Any]:
     return value
 
 
+def _refuse_several_machines(path: Path, accelerate: Mapping[str, Any]) -> None:
+    machines = accelerate.get("num_machines", 1)
+    if machines != 1:
+        what = f"Accelerate's config is for {machines} machines, and this command would start processes on one"
+        start = f"accelerate launch --config_file {path} --machine_rank RANK --main_process_ip FIRST"
+        todo = f"run on every machine: {start} -m pipeline train CONFIG"
+        raise UsageError(what, where=f"train.accelerate: {path}", todo=todo)
+
+
 def launch_command(cfg: TrainConfig, accelerate: Mapping[str, Any], job: Path) -> list[str]:
     """The command that starts exactly `cfg.processes` workers.
 
@@ -140,7 +162,7 @@ def launch_command(cfg: TrainConfig, accelerate: Mapping[str, Any], job: Path) -
 
 
 def _refuse_lm_head(cfg: TrainConfig) -> None:
-    if isinstance(cfg.tuning, LoraTuning):
+    if isinstance(cfg.tuning, AdapterTuning):
         targets = cfg.tuning.target_modules
         if "lm_head" in ([targets] if isinstance(targets, str) else targets):
             what = "lm_head cannot have an adapter: the loss reads its weight directly, so it would never be trained"
@@ -149,9 +171,11 @@ def _refuse_lm_head(cfg: TrainConfig) -> None:
 
 @dataclass(slots=True)
 class Progress:
-    """Turns the worker's reports into progress (steps and tokens) and events (points of the loss curve)."""
+    """Turns the worker's reports into progress (steps, tokens, loss, memory) and events (points of the loss curve)."""
 
     ctx: Context
+    steps: int = 0
+    rejected: int = 0
     step: int = 0
     tokens: int = 0
 
@@ -159,22 +183,46 @@ class Progress:
         """Take one report; every report of the worker is one of these."""
         match line:
             case {"steps": int(steps), "rejected": int(rejected)}:
-                self.ctx.progress.start(steps, "steps")
-                self.ctx.progress.advance(0, rejected=rejected)
-            case {"step": int(step), "tokens": int(tokens)}:
-                self.ctx.progress.advance(step - self.step, tokens=tokens - self.tokens)
+                self.steps, self.rejected = steps, rejected
+                self._begin(0, 0)
+            case {"begun": int(step), "tokens": int(tokens)}:
+                self._begin(step, tokens)
+            case {"step": int(step), "tokens": int(tokens), "loss": float(loss), "memory_bytes": int(memory)}:
+                note = f"loss {loss:.3f}, {memory / 1e9:.1f} GB"
+                self.ctx.progress.advance(step - self.step, tokens=tokens - self.tokens, note=note)
                 self.step, self.tokens = step, tokens
             case {"point": dict(point)}:
                 self.ctx.events.emit("train_point", **point)
+            case {"memory": dict(facts), "told": str(told)}:
+                logger.info("%s: %s", self.ctx.step, told)
+                self.ctx.events.emit("memory_estimated", **facts)
+            case {"preflight": dict(found), "findings": list(findings)}:
+                for finding in findings:
+                    logger.warning("%s: pre-flight %s", self.ctx.step, finding)
+                self.ctx.events.emit("preflight", **found)
             case {"started": dict(started)}:
                 self._started(started)
             case {"checkpoint": dict(facts)}:
                 self.ctx.events.emit("checkpoint_saved", **facts)
+            case {"ended_early": int(step), "best_step": int(best)}:
+                logger.info(
+                    "%s: ended after step %d of %d: the best was step %d", self.ctx.step, step, self.steps, best
+                )
+                self.ctx.events.emit("train_ended_early", step=step, best_step=best)
+            case {"tracker": str(name), "failure": str(failure)}:
+                logger.warning("%s: %s; the training goes on without it", self.ctx.step, failure)
+                self.ctx.events.emit("tracker_failed", tracker=name, failure=failure)
             case {"ignored": str(name), "reason": str(reason)}:
                 logger.warning("%s: the checkpoint %s is not used: %s", self.ctx.step, name, reason)
                 self.ctx.events.emit("checkpoint_ignored", name=name, reason=reason)
             case _:
                 raise ValueError(f"a report that nobody knows: {sorted(line)}")
+
+    def _begin(self, step: int, tokens: int) -> None:
+        """Count from here: what came before (an earlier attempt, loading the model) says nothing of the rate."""
+        self.step, self.tokens = step, tokens
+        self.ctx.progress.start(self.steps, "steps", done=step)
+        self.ctx.progress.advance(0, rejected=self.rejected)
 
     def _started(self, started: dict[str, Json]) -> None:
         self.ctx.events.emit("train_started", **started)
