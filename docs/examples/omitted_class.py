@@ -1,6 +1,6 @@
 """A digit that the student never saw: Hinton's omitted class on the handwritten digits of scikit-learn.
 
-    python docs/examples/omitted_class.py
+    PYTHONPATH=. python docs/examples/omitted_class.py
 
 A teacher learns all ten digits. A student learns from examples without a single 3 (Hinton et al. 2015,
 arXiv:1503.02531, section 3): once from their labels, once from the teacher's soft answers to them, which say how much

@@ -1,15 +1,17 @@
 """Soft against hard labels on points in the plane: a small student of a larger teacher, a minute on one core.
 
-    python docs/examples/soft_labels.py
+    PYTHONPATH=. python docs/examples/soft_labels.py
 
 A teacher learns to tell two interleaved half-moons with noise apart. A student of a fraction of its size then learns
 from few of its answers: once from its decisions (alpha = 0), once from its probabilities too (alpha = 0.9, T = 4),
-through `pipeline.student.losses.distillation_loss`. Printed, over ten draws of the points: accuracy on fresh points and
-agreement with the teacher, mean and standard error. Whatever the figures are, they are printed.
+through `pipeline.student.losses.distillation_loss`. Printed, over ten draws of the points (or as many as a number
+at the command's end says): accuracy on fresh points and agreement with the teacher, mean and standard error. Whatever
+the figures are, they are printed.
 """
 
 import math
 import statistics
+import sys
 
 import torch
 from torch import nn
@@ -70,10 +72,10 @@ def measure(seed: int) -> dict[str, tuple[float, float]]:
     return found
 
 
-def main() -> None:
-    """Print mean and standard error over the draws."""
-    draws = [measure(seed) for seed in range(DRAWS)]
-    print(f"{'learned from':14} {'accuracy':>16} {'agreement':>16}   ({FEW} points, {DRAWS} draws)")
+def main(count: int) -> None:
+    """Print mean and standard error over so many draws, of which there must be two."""
+    draws = [measure(seed) for seed in range(count)]
+    print(f"{'learned from':14} {'accuracy':>16} {'agreement':>16}   ({FEW} points, {count} draws)")
     for name in draws[0]:
         cells = []
         for index in (0, 1):
@@ -84,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else DRAWS)

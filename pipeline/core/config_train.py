@@ -1,10 +1,12 @@
 """What the student is and how it is trained, as frozen models: the sections `student` and `train`."""
 
+import difflib
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.core.config_base import (
     OPERATIONAL,
@@ -153,6 +155,12 @@ class CourseEvaluation(ConfigModel):
 
     @model_validator(mode="after")
     def _measures_what_decides(self) -> "CourseEvaluation":
+        # Not `model_fields_set`: a job's file gives all fields.
+        chosen = {"by": self.by != "eval_loss", "min_delta": self.min_delta > 0}
+        given = [name for name, is_given in chosen.items() if is_given]
+        if given and not self.decides:
+            todo = "give `keep: best` or `patience` too, or leave it out"
+            raise ValueError(f"{' and '.join(given)} would do nothing, since no measurement decides anything: {todo}")
         if self.decides and self.by == "accuracy" and self.generate is None:
             raise ValueError("by: accuracy needs answers: give `generate`")
         if self.decides and self.by == "eval_loss" and self.rows == 0:
@@ -164,6 +172,20 @@ def evaluation_that_counts(evaluation: CourseEvaluation) -> Json:
     """What counts of it: nothing where it only watches."""
     return identity(evaluation) if evaluation.decides else None
 
+
+CHECK_IDS: Final = tuple(f"PF{number:02d}" for number in range(1, 24))
+"""Ids of the pre-flight checks (`pipeline/student/preflight/findings.py`)."""
+
+
+def _known_check(id_: str) -> str:
+    if id_ not in CHECK_IDS:
+        near = difflib.get_close_matches(re.sub(r"(?<!\d)(\d)$", r"0\1", id_.upper()), CHECK_IDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no pre-flight check has this id; {hint}they are {CHECK_IDS[0]} to {CHECK_IDS[-1]}")
+    return id_
+
+
+CheckId = Annotated[str, AfterValidator(_known_check)]
 
 END_TOKENS: Final = (
     "<|im_end|>",
@@ -229,9 +251,10 @@ class TrainConfig(ConfigModel):
     """The teacher's thinking in the student's text. "template": as the student's chat template writes it; rows whose
     template leaves it out are rejected. "inline": before the answer, between `<think>` tags. "drop": left out, and
     counted."""
-    end_tokens: tuple[str, ...] = END_TOKENS
+    end_tokens: Literal["auto"] | tuple[str, ...] = "auto"
     """Texts of the teacher's end tokens: cut off where a completion ends with one, since the student's template ends
-    the turn with its own."""
+    the turn with its own. "auto": those of the chat formats in use with which at least half of a teacher's training
+    rows end, for that teacher's rows; a list: cut wherever a completion ends with one."""
     seed: int = 0
     """Order of the rows and initial values of new weights."""
     processes: Annotated[int, Field(ge=1), OPERATIONAL] = 1
@@ -247,8 +270,8 @@ class TrainConfig(ConfigModel):
     trackers: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], OPERATIONAL] = ()
     """Where the points of the curve are sent beside `metrics.jsonl`: none, unless named here. TensorBoard's files and
     trackio's database stay on this machine; W&B sends them to its service."""
-    accept_findings: Annotated[tuple[str, ...], OPERATIONAL] = ()
-    """Ids of pre-flight checks (`PF08`) that warn instead of refusing."""
+    accept_findings: Annotated[tuple[CheckId, ...], OPERATIONAL] = ()
+    """Ids of pre-flight checks (`PF08`; PF01 to PF23) that warn instead of refusing."""
     checkpoint: Annotated[CheckpointConfig, OPERATIONAL] = CheckpointConfig()
     """When a checkpoint is written, from which an interrupted training goes on."""
 

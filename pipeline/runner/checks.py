@@ -18,6 +18,7 @@ from pipeline.core.load import read_yaml, require_test_answers
 from pipeline.runner.plan import plan
 from pipeline.runner.session import Session
 from pipeline.runner.steps import Step, plan_steps
+from pipeline.student.needed import lacking
 from pipeline.teacher.prices import price_of
 from pipeline.teacher.spending import check_priced
 
@@ -63,6 +64,7 @@ def check_before_start(session: Session, steps: Sequence[Step], *, force: bool =
         check_model(config.student, f"{path}: student.model")
     if "train" in kinds:
         _check_accelerate(config.train.accelerate)
+        _check_training(session, steps, force=force)
 
 
 def warn_of_refusal(session: Session, steps: Sequence[Step] | None = None, *, force: bool = False) -> None:
@@ -162,8 +164,7 @@ def _check_key(session: Session, teacher: ApiTeacher, steps: Sequence[Step], *, 
     variable = teacher.key_variable
     if variable is None or os.environ.get(variable, "").strip():
         return
-    may_be_cached = session.store.root.exists() and not force
-    cached = {each.step for each in plan(session) if each.state == "cached"} if may_be_cached else set()
+    cached = _cached(session, force=force)
     if all(step in cached for step in steps if step.kind in ("generate", "evaluate")):
         return
     what = f"the environment variable {variable} is not set"
@@ -172,6 +173,23 @@ def _check_key(session: Session, teacher: ApiTeacher, steps: Sequence[Step], *, 
         return
     where = f"{session.loaded.path}: teachers.{session.loaded.config.generate.teacher}.api_key"
     raise UsageError(what, where=where, todo=f"export {variable}=… in this shell, then run the same command again")
+
+
+def _cached(session: Session, *, force: bool) -> set[Step]:
+    """The steps that have a result already."""
+    if force or not session.store.root.exists():
+        return set()
+    return {each.step for each in plan(session) if each.state == "cached"}
+
+
+def _check_training(session: Session, steps: Sequence[Step], *, force: bool) -> None:
+    """Refuse a training that would refuse to begin, unless there is nothing to train any more."""
+    config = session.loaded.config
+    errors = lacking(config.train, config.student)
+    if errors and not any(step.kind == "train" for step in _cached(session, force=force)):
+        error = errors[0]
+        todo = error.todo if len(steps) == 1 else f"{error.todo}; or stop before the training: --until dataset"
+        raise UsageError(error.what, where=f"{session.loaded.path}: {error.where}", todo=todo)
 
 
 def _check_accelerate(path: Path) -> None:

@@ -99,7 +99,7 @@ def run_one(session: Session, name: str, *, force: bool = False) -> Outcome:
     refuse_if_held(run_lock(session.folder))
     session = replace(session, invoked=(name, "--force") if force else (name,))
     if name == "train":
-        _meet_machines(session)
+        _meet_processes(session)
     steps = {step.name: step for step in plan_steps()}
     check_terms(session, [steps[name]])
     check_before_start(session, [steps[name]], force=force)
@@ -176,17 +176,17 @@ def follow_training(session: Session) -> None:
     from pipeline.student.worker import follow  # only the other processes of a launch need it
     from pipeline.text.verifiers import VERIFIERS
 
-    _meet_machines(session)
+    _meet_processes(session)
     step = next(step for step in plan_steps() if step.name == "train")
     key = step_key(step_parts(session, step, committed_before(session, "train")))
     follow(session.workdir_of(step, key), session.stop.requested, VERIFIERS)
 
 
-def _meet_machines(session: Session) -> None:
-    """Make sure that the machines of this launch, if there are several, share the data folder."""
-    from pipeline.student.nodes import meet  # only `train` needs it
+def _meet_processes(session: Session) -> None:
+    """Make sure that the processes of this launch, if there are several, share the data folder and started together."""
+    from pipeline.student.nodes import join_launch  # only `train` needs it
 
-    meet(session.data, session.stop.requested)
+    join_launch(session.data, session.stop.requested)
 
 
 def _dismiss_followers(session: Session, outcome: Outcome) -> None:

@@ -1,6 +1,7 @@
 """Adapters on the student, through PEFT: LoRA, DoRA and rsLoRA, and the embeddings of single tokens beside them."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,10 +12,13 @@ from safetensors.torch import save_file
 
 from pipeline.core.config_train import AdapterTuning, StudentModel
 from pipeline.core.errors import UsageError, boundary
+from pipeline.core.mistakes import nearest
 
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 """PEFT's names for them."""
+ALL_LINEAR: Final = "all-linear"
+"""PEFT's word for every linear layer but the output layer."""
 LOCAL: Final = "local"
 """What the adapter's config calls a base that is a folder: a path would say where things lie on one machine."""
 
@@ -32,6 +36,7 @@ def with_adapters(model: Any, tuning: AdapterTuning, tokens: Sequence[int] = ())
     Raises:
         UsageError: the config names modules that the model has not, or that cannot be adapted.
     """
+    _require_all_found(model, tuning)
     _require_no_tied_targets(model, tuning)
     rows = {name: list(tokens) for name in token_layers(model, tuning)} if tokens else {}
     if rows and getattr(model.get_output_embeddings(), "bias", None) is not None:
@@ -59,7 +64,6 @@ def with_adapters(model: Any, tuning: AdapterTuning, tokens: Sequence[int] = ())
         adapted = get_peft_model(model, config)
     if hasattr(adapted.get_output_embeddings(), "lora_A"):
         raise lm_head_error()
-    _require_all_found(adapted, tuning)
     if was_tied:
         _require_tied(adapted)
     if rows:
@@ -122,18 +126,39 @@ def _require_no_tied_targets(model: Any, tuning: AdapterTuning) -> None:
         raise UsageError(what, where="train.tuning.target_modules", todo=todo)
 
 
-def _require_all_found(adapted: Any, tuning: AdapterTuning) -> None:
+def _require_all_found(model: Any, tuning: AdapterTuning) -> None:
     """PEFT passes over names that it does not find, as long as it finds one."""
-    known = [name for name, _ in adapted.get_base_model().named_modules()]
-    asked = {"modules_to_save": tuning.modules_to_save}
-    if not isinstance(tuning.target_modules, str):
-        asked["target_modules"] = tuning.target_modules
-    for field, names in asked.items():
-        missing = [name for name in names if not _named(known, [name])]
+    modules = {name: module for name, module in model.named_modules() if name}
+    linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
+    targets, where = tuning.target_modules, "train.tuning.target_modules"
+    if isinstance(targets, str):
+        _require_match(targets, modules, where)
+        targets = ()
+    for field, names, fitting in (
+        (where, targets, [name for name in linear if not _named([name], ["lm_head"])]),
+        ("train.tuning.modules_to_save", tuning.modules_to_save, modules),
+    ):
+        missing = [name for name in names if not _named(modules, [name])]
         if missing:
-            last = sorted({name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()})
-            where = f"train.tuning.{field}"
-            raise UsageError(f"the model has no module {missing[0]!r}", where=where, todo=f"it has {', '.join(last)}")
+            hint = nearest(missing[0].rpartition(".")[2], _endings(fitting))
+            raise UsageError(f"the model has no module {missing[0]!r}", where=field, todo=hint)
+
+
+def _require_match(expression: str, modules: Iterable[str], where: str) -> None:
+    """A text is "all-linear", or for PEFT a regular expression of full names."""
+    if expression == ALL_LINEAR:
+        return
+    todo = f'give a list of names, "{ALL_LINEAR}", or an expression such as ".*[.](q_proj|v_proj)"'
+    with boundary(UsageError, f"{expression!r} is no regular expression", where=where, todo=todo):
+        matches = re.compile(expression).fullmatch
+    if not any(map(matches, modules)):
+        raise UsageError(f"no module's full name matches {expression!r}", where=where, todo=todo)
+
+
+def _endings(names: Iterable[str]) -> list[str]:
+    """Last parts of full names, but the numbers of layers."""
+    last = {name.rpartition(".")[2] for name in names}
+    return sorted(name for name in last if not name.isdigit())
 
 
 def _require_tied(adapted: Any) -> None:

@@ -139,7 +139,7 @@ def _rows(cfg: TrainConfig) -> dict[str, Any]:
 _TRL: dict[str, Any] = {
     "model_init_kwargs": None,
     "trust_remote_code": False,
-    "router_aux_loss_coef": None,
+    "router_aux_loss_coef": 0.0,  # no sum over tokens: micro-batches and processes would shape the result
     "chat_template_path": None,
     "dataset_text_field": "text",
     "dataset_kwargs": {"skip_prepare_dataset": True},

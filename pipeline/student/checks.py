@@ -1,7 +1,8 @@
 """Numbers about all rows of a training, counted while they are encoded."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.student.tokenise import Encoded
 
@@ -18,11 +19,14 @@ class Checks:
         tokens, trained_tokens: ids of the rows, and those that count in the loss.
         longest: tokens of the longest row.
         length_limit: tokens of the longest row that may be trained, see `shards.length_limit`.
-        over_length, unfinished, prompt_not_prefix, reasoning_dropped, round_trip, tool_calls_dropped, fully_masked:
-            rows left out, by reason; see `text_path.TextPath.encode` and `shards.encode_shards`.
+        over_length, unfinished, template_refuses, prompt_not_prefix, reasoning_dropped, round_trip,
+            tool_calls_dropped, fully_masked: rows left out, by reason; see `text_path.TextPath.encode` and
+            `shards.encode_shards`.
         neutralised_rows, neutralised_texts: rows with texts of special tokens in their messages, and how many of these
             texts were encoded as ordinary text.
         end_tokens_cut: rows whose completion ended with the teacher's end token.
+        end_tokens: the same for each token; `end_tokens_cut[TOKEN]` in `facts`.
+        end_tokens_left: rows that end with what is an end token in some chat format: it was not cut.
         reasoning_inlined, reasoning_left_out: rows whose thinking went into the content, or was dropped.
         trimmed: rows whose completion lost white space at an end of its thinking or its content.
         with_system: rows with a system message.
@@ -41,6 +45,7 @@ class Checks:
     length_limit: int = 0
     over_length: int = 0
     unfinished: int = 0
+    template_refuses: int = 0
     prompt_not_prefix: int = 0
     reasoning_dropped: int = 0
     round_trip: int = 0
@@ -49,6 +54,8 @@ class Checks:
     neutralised_rows: int = 0
     neutralised_texts: int = 0
     end_tokens_cut: int = 0
+    end_tokens: Counter[str] = field(default_factory=Counter)
+    end_tokens_left: int = 0
     reasoning_inlined: int = 0
     reasoning_left_out: int = 0
     trimmed: int = 0
@@ -73,7 +80,9 @@ class Checks:
         self.longest = max(self.longest, len(row.ids))
         self.neutralised_rows += facts.neutralised > 0
         self.neutralised_texts += facts.neutralised
-        self.end_tokens_cut += facts.end_tokens_cut
+        self.end_tokens_cut += bool(facts.end_tokens_cut)
+        self.end_tokens.update({*facts.end_tokens_cut})
+        self.end_tokens_left += facts.end_token_left
         self.reasoning_inlined += facts.reasoning_inlined
         self.reasoning_left_out += facts.reasoning_left_out
         self.trimmed += facts.trimmed
@@ -90,9 +99,10 @@ class Checks:
 
     def facts(self) -> dict[str, int | float]:
         """The numbers, with the share of the tokens that is trained, and the tokens a byte of both tokenizers."""
-        counted = {name: getattr(self, name) for name in Checks.__slots__}
+        counted = {name: getattr(self, name) for name in Checks.__slots__ if name != "end_tokens"}
         return {
             **counted,
+            **{f"end_tokens_cut[{token}]": rows for token, rows in sorted(self.end_tokens.items())},
             "trained_share": _ratio(self.trained_tokens, self.tokens),
             "student_tokens_per_byte": _ratio(self.student_tokens, self.completion_bytes),
             "teacher_tokens_per_byte": _ratio(self.teacher_tokens, self.teacher_bytes),

@@ -44,14 +44,19 @@ def read_asked(job: TrainJob, config: GeneratedAnswers, tokenizer: Any, stops: t
     """Choose the prompts by hash of their id, so that more rows never reshuffle those chosen.
 
     Raises:
-        UsageError: no prompt of the validation split has a reference that an answer can be compared with.
+        UsageError: the validation split is empty, or none of its prompts has a reference to compare an answer with.
     """
     found: dict[tuple[str, str], tuple[Question, str]] = {}
+    rows = 0
     for table in read_shards(job.data, list(COLUMNS), stem="validation-"):
+        rows += table.num_rows
         for row in table.to_pylist():
             if row["answer"] is not None and judge("", row["answer"]) is not None:
                 question = Question(messages=tuple(plain_messages(row["prompt"])))
                 found[row["prompt_set"], row["prompt_id"]] = question, row["answer"]
+    if rows == 0:
+        todo = "raise prompts.validation, or take generate out"
+        raise UsageError("the data set has no validation row", where="train.evaluation.generate", todo=todo)
     if not found:
         todo = "give the prompt sets a column of reference answers (columns.answer), or take generate out"
         raise UsageError(

@@ -1,7 +1,9 @@
 """The student before its training: loaded from its folder or the hub, in the number format it is trained in."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,10 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
 from pipeline.core.config_train import AdapterTuning, FullTuning, QloraTuning, TrainConfig
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, boundary
 from pipeline.student.adapters import with_adapters
 from pipeline.student.jobs import TrainJob
 from pipeline.student.loading import loading, require_safetensors
+from pipeline.student.needed import FLASH_ATTENTION
 from pipeline.student.quantised import four_bits, keep_unpacked, require_quantisable
 from pipeline.student.tokenise import load_tokenizer
 from pipeline.student.untrained import tokens_to_train
@@ -58,12 +61,13 @@ def load_student(job: TrainJob, stops: tuple[int, ...], device: torch.device) ->
     _require_loadable(job, config)
     require_attention(train, config, device)
     model = _load(job, dtype, device)
+    repair_generation(model.generation_config, job.student.model)
     parameters, _ = count_parameters(model)
     tokens: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
     if isinstance(train.tuning, AdapterTuning):
         tokenizer = load_tokenizer(job.student.model, job.student.revision)
-        tokens = tokens_to_train(model, tokenizer, stops, train.tuning)
+        tokens = _of_first_process(partial(tokens_to_train, model, tokenizer, stops, train.tuning))
         texts = tuple(map(str, tokenizer.convert_ids_to_tokens(list(tokens))))
         model = with_adapters(model, train.tuning, tokens)
     elif dtype != torch.float32:
@@ -90,6 +94,35 @@ def _load(job: TrainJob, dtype: torch.dtype, device: torch.device) -> Any:
         )
     keep_unpacked(model)
     return model
+
+
+def _of_first_process(decide: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """What the first process decides, in all of them: under FSDP the others may hold empty weights in place of the
+    model's until they get their shards (`fsdp_cpu_ram_efficient_loading`)."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return decide()
+    said = [decide() if torch.distributed.get_rank() == 0 else ()]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def repair_generation(generation: Any, model: str) -> None:
+    """Make a generation config one that can be saved: some publishers set temperature or top_p and leave `do_sample`
+    out, which transformers loads and refuses to save. What they meant is sampling, so that is switched on.
+
+    Raises:
+        UsageError: it cannot be saved for another reason.
+    """
+    todo = "correct the base's generation_config.json"
+    with boundary(UsageError, "the student's generation config is not valid", where=model, todo=todo):
+        try:
+            generation.validate(strict=True)
+        except ValueError:
+            if generation.do_sample:
+                raise
+            generation.do_sample = True
+            generation.validate(strict=True)
+            logger.info("do_sample is set in the generation config: the base's sets values for sampling alone")
 
 
 def load_base(job: TrainJob) -> Any:
@@ -170,8 +203,7 @@ def require_attention(train: TrainConfig, config: Any, device: torch.device) -> 
         if device.type != "cuda":
             raise UsageError("flash_attention_2 needs a GPU", where=where, todo="set train.attention: sdpa")
         if not is_flash_attn_2_available():
-            todo = "pip install flash-attn (it is compiled for your CUDA and torch), or set train.attention: sdpa"
-            raise UsageError("the package flash-attn is not installed", where=where, todo=todo)
+            raise FLASH_ATTENTION.error()
         if train.precision == "float32":
             todo = "set train.precision: bfloat16, or train.attention: sdpa"
             raise UsageError("flash_attention_2 does not compute in float32", where=where, todo=todo)

@@ -5,11 +5,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from pipeline.core.config_train import StudentModel, TrainConfig
 from pipeline.core.stage import Json
 from pipeline.student.process import write_json
+
+LAUNCH: Final = "PIPELINE_LAUNCH"
+"""Environment variable that holds the name which the processes of a launch agreed on, see nodes.py."""
 
 Judge: TypeAlias = Callable[[str, str | None], bool | None]
 """Whether an answer gives a reference; None where the reference cannot be compared with anything. Whoever starts a
@@ -71,10 +74,18 @@ class TrainJob:
 
 
 def launch_id(environ: Mapping[str, str] = os.environ) -> str:
-    """A name that all processes of one launch share, and that another launch does not have.
+    """A name that all processes of one launch share, and that another launch does not have, once they have met.
 
-    On one machine the launcher is the parent of all of them. Across machines only what the launcher tells counts, so
-    there two launches with one run id and one address look alike.
+    Before that, and for processes that do not meet, it is what `launcher_name` says.
+    """
+    return environ.get(LAUNCH) or launcher_name(environ)
+
+
+def launcher_name(environ: Mapping[str, str] = os.environ) -> str:
+    """What the launcher tells all its processes. Another launch may have the same name.
+
+    On one machine the launcher is the parent of all of them, with a process id that a container's next one has too.
+    Across machines two launches with one run id and one address look alike.
     """
     told = [environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")]
     nodes = environ.get("GROUP_WORLD_SIZE", "1")

@@ -19,13 +19,18 @@ from pipeline.student.jobs import TrainJob
 from pipeline.student.weights import StoredTensor, read_header, weight_files
 
 BASE: Final = "base"
+CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 COPIED: Final = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "LICENSE*", "NOTICE*")
 """What stays as it is: tokenizer, template, generation config, and the terms. No code and no pickle is copied."""
 TEMPLATES: Final = "additional_chat_templates"
 INDEX_LISTS: Final = ("mlp_only_layers", "moe_layers")
-"""Lists in a config that name layers by number; every other list of one entry a layer is cut."""
+"""Lists in a config that name layers by number; every other list of one entry a layer is cut, see `layer_lists`."""
+NO_LAYERS: Final = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")
+"""Lists that are of another kind however long they are."""
+NUMBERS: Final = ("layer_idx", "layer_id", "layer_number", "layer_num")
+"""What transformers' modules call their layer's number."""
 WHERE: Final = "student.init.from_teacher_layers"
 
 _LAYER: Final = re.compile(r"((?:.*\.)?layers\.)(\d+)(\..*)")
@@ -97,14 +102,7 @@ def write_layers(source: Path, kept: Sequence[int], out: Path) -> None:
     Raises:
         UsageError: a layer is not there, or the model does not store its layers so.
     """
-    config = _read_json(source / "config.json")
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    count = text.get("num_hidden_layers")
-    if not isinstance(count, int):
-        raise _no_layers(source, "its config does not say num_hidden_layers")
-    if kept[-1] >= count:
-        todo = f"name layers from 0 to {count - 1}"
-        raise UsageError(f"layer {kept[-1]} is not there: the model has {count}", where=WHERE, todo=todo)
+    config, text, count = read_stack(source, kept)
     headers = {file: read_header(file) for file in weight_files(source)}
     stack = _stack(source, [name for header in headers.values() for name in header], count)
     lists = layer_lists(source, text, count)
@@ -118,28 +116,66 @@ def write_layers(source: Path, kept: Sequence[int], out: Path) -> None:
     _write_json(staged / "config.json", config)
     _write_weights(headers, stack, numbers, staged)
     require_whole(staged)
+    require_same_layers(source, staged, kept)
     staged.rename(out)
     logger.info("the student begins with layers %s of %d", list(kept), count)
 
 
+def read_stack(source: Path, kept: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """A model's config, the part of it that describes the layers (it may be all of it), and how many there are.
+
+    Raises:
+        UsageError: it does not say, or one of `kept` is not among them.
+    """
+    config = _read_json(source / CONFIG)
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    count = text.get("num_hidden_layers")
+    if not isinstance(count, int):
+        raise _no_layers(source, "its config does not say num_hidden_layers")
+    if kept[-1] >= count:
+        todo = f"name layers from 0 to {count - 1}"
+        raise UsageError(f"layer {kept[-1]} is not there: the model has {count}", where=WHERE, todo=todo)
+    return config, text, count
+
+
 def layer_lists(source: Path, text: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
     """The settings that have one entry a layer, as transformers sees them: what the file leaves out may follow from a
-    layer's number (which ones attend to a window, say), and must not change with it."""
+    layer's number (which ones attend to a window, say), and must not change with it.
+
+    Raises:
+        UsageError: a list has as many entries as there are layers, and neither its name nor the default of its
+            architecture says whether that is why.
+    """
     from transformers import AutoConfig
 
     todo = "give a model folder that transformers loads"
     with boundary(UsageError, "the model's config cannot be loaded", where=str(source), todo=todo):
-        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        loaded = config.get_text_config().to_dict()
-    both = {**text, **loaded}
+        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False).get_text_config()
+        usual = type(config)()
+    both = {**text, **config.to_dict()}
     return {
         name: list(values)
         for name, values in both.items()
         if isinstance(values, list | tuple)
         and len(values) == count
-        and ("layer" in name or "block" in name)
-        and name not in INDEX_LISTS
+        and name not in (*INDEX_LISTS, *NO_LAYERS)
+        and _goes_by_layer(name, usual)
     }
+
+
+def _goes_by_layer(name: str, usual: Any) -> bool:
+    """Whether a list of as many entries as layers has one for each.
+
+    Args:
+        usual: config of the same architecture with its defaults.
+    """
+    default = getattr(usual, name, None)
+    if "layer" in name or "block" in name:
+        return True
+    if isinstance(default, list | tuple) and default:
+        return len(default) == usual.num_hidden_layers
+    what = f"the config's list {name!r} has as many entries as there are layers, and may go by layer or not"
+    raise UsageError(what, where=WHERE, todo="begin with the whole model, or take another one")
 
 
 def require_whole(folder: Path) -> None:
@@ -168,6 +204,61 @@ def require_whole(folder: Path) -> None:
     if wrong:
         what = f"the model's config does not fit the chosen layers: {', '.join(wrong[:3])}"
         raise UsageError(what, where=WHERE, todo=todo)
+
+
+def require_same_layers(source: Path, folder: Path, kept: Sequence[int]) -> None:
+    """Refuse a written model whose layers compute something else than they did: settings that follow from a layer's
+    number (`lambda_init` of DiffLlama) are in no tensor and in no config.
+
+    Compared are the numbers, texts and switches that each module of a layer keeps, but for its number itself.
+
+    Raises:
+        UsageError: one differs, or the layers are not found among the modules.
+    """
+    before, after = _layers_built(source), _layers_built(folder)
+    todo = "choose layers that keep their numbers (0, 1, 2, …), or begin with the whole model"
+    for number, layer in enumerate(after):
+        old, new = _scalars(before[kept[number]]), _scalars(layer)
+        wrong = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        if wrong:
+            told = f"{wrong[0]} is {new.get(wrong[0])!r} in place of {old.get(wrong[0])!r}"
+            what = f"layer {kept[number]} would compute something else as layer {number}: {told}"
+            raise UsageError(what, where=WHERE, todo=todo)
+
+
+def _layers_built(folder: Path) -> Any:
+    """The decoder's layers, without memory for their weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    todo = "give a model folder that transformers loads"
+    with boundary(UsageError, "the model cannot be built", where=str(folder), todo=todo), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    count = config.get_text_config().num_hidden_layers
+    stacks = [
+        module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "layers" and isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
+    if len(stacks) != 1:
+        raise _no_layers(folder, f"{len(stacks)} of its modules are a list of {count} layers")
+    return stacks[0]
+
+
+def _scalars(layer: Any) -> dict[str, Any]:
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, module in layer.named_modules()
+        for name, value in vars(module).items()
+        if name not in NUMBERS and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 # ----------------------------------------------------------------------------------------------------------- weights

@@ -5,12 +5,12 @@ of its own and therefore refuses the other (trl/trainer/sft_trainer.py). TRL's o
 so they are put into the loaded model here, as transformers would at the start of the training.
 """
 
-from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
 
 from pipeline.core.errors import UsageError
+from pipeline.student.needed import LIGER
 
 WHERE: Final = "train.liger"
 LAYERS_ONLY: Final = {"cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -24,9 +24,7 @@ def require_liger(config: Any, device: torch.device) -> None:
     """
     if device.type == "cpu":
         raise UsageError("Liger's kernels need a GPU", where=WHERE, todo="set train.liger: false")
-    if find_spec("liger_kernel") is None:
-        todo = 'pip install "distill-pipeline[liger]", or set train.liger: false'
-        raise UsageError("Liger's kernels need the package liger-kernel", where=WHERE, todo=todo)
+    LIGER.require()
     from liger_kernel.transformers.monkey_patch import (  # type: ignore[import-not-found, unused-ignore]
         MODEL_TYPE_TO_APPLY_LIGER_FN,
     )

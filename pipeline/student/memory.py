@@ -135,6 +135,7 @@ def estimate(
     gradients = shapes.trainable * trained.itemsize
     plan = schedule(train, steps=1, world_size=job.world_size)
     computes = 2 if train.precision == "bfloat16" else 4
+    packed = isinstance(train.tuning, QloraTuning)
     layer = Layer.of(config.get_text_config(), held=dtype.itemsize, computes=computes)
     attends = train.attention == "eager"
     buckets = gradients if job.world_size > 1 and not is_sharded else 0
@@ -142,7 +143,7 @@ def estimate(
     return MemoryEstimate(
         dtype=str(dtype).removeprefix("torch."),
         weights=_held(job, shapes, dtype) // parts,
-        copies=shapes.copied(held=dtype.itemsize, computes=computes, is_sharded=is_sharded),
+        copies=shapes.copied(held=dtype.itemsize, computes=computes, is_sharded=is_sharded, packed=packed),
         gradients=gradients // parts + buckets,
         optimizer=2 * gradients // parts,
         activations=plan.micro_batch_size
@@ -231,12 +232,14 @@ class Shapes:
             vocabulary=int(text.vocab_size),
         )
 
-    def copied(self, *, held: int, computes: int, is_sharded: bool) -> int:
+    def copied(self, *, held: int, computes: int, is_sharded: bool, packed: bool) -> int:
         """Bytes of the weights' copies: autocast's, which live from the forward to the backward pass; under FSDP2 of
-        two layers (one is gathered while the other is used), the embeddings and the output layer."""
+        two layers (one is gathered while the other is used), the embeddings and the output layer. Layers in 4 bits
+        (`packed`) are unpacked for each product and not kept."""
         if is_sharded:
             return computes * (2 * self.layer + max(0, self.parameters - self.layers * self.layer))
-        return computes * self.multiplied if computes < held else 0
+        kept = self.multiplied - self.linear if packed else self.multiplied
+        return computes * kept if computes < held else 0
 
     def activations(self, layer: "Layer", attended: int, *, keeps: bool) -> int:
         """Bytes a token of what the layers keep for the backward pass, embeddings and last norm beside them.

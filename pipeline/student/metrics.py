@@ -123,6 +123,16 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def forget_peak_memory() -> None:
+    """Count the GPU's peak from here: what the checks before the training took is not the training's.
+
+    A process's own peak (without a GPU) cannot be counted anew.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory() -> int:
     """Bytes: the most that tensors took on this process's GPU (CUDA, ROCm) so far; without one, the process's peak."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:

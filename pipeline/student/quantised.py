@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers import BitsAndBytesConfig
 
 from pipeline.core.config_train import QloraTuning
 from pipeline.core.errors import UsageError
+from pipeline.student.needed import BITSANDBYTES
 
 
 def require_quantisable(environ: Mapping[str, str] = os.environ) -> None:
@@ -20,9 +20,7 @@ def require_quantisable(environ: Mapping[str, str] = os.environ) -> None:
         UsageError: bitsandbytes is not installed, or Accelerate shares the model among processes (FSDP): a checkpoint
             and the merged model are then gathered from shards, which nobody has tried with packed 4-bit weights.
     """
-    if find_spec("bitsandbytes") is None:
-        todo = 'pip install "distill-pipeline[qlora]", or set train.tuning.kind: lora'
-        raise UsageError("QLoRA needs the package bitsandbytes", where="train.tuning", todo=todo)
+    BITSANDBYTES.require()
     if environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
         todo = "launch it without FSDP (every process holds the 4-bit model), or set train.tuning.kind: lora"
         raise UsageError("QLoRA is not supported under FSDP", where="train.accelerate", todo=todo)

@@ -214,15 +214,21 @@ class Saver(TrainerCallback):
 def writing(what: str, folder: Path) -> Iterator[None]:
     """Turn whatever goes wrong while `folder` is written into `Incomplete` and give the disk its room back.
 
-    Torch and safetensors say a full disk in errors of their own (RuntimeError, SafetensorError), not as OSError.
+    Torch and safetensors say a full disk in errors of their own (RuntimeError, SafetensorError), not as OSError. A
+    ValueError is about what is written.
 
     Args:
         what: subject of the sentence "… cannot be written".
     """
     todo = "make room or give write access, then run the same command again; earlier checkpoints are kept"
+    told = f"{what} cannot be written"
     try:
-        with boundary(Incomplete, f"{what} cannot be written", where=str(folder.parent), todo=todo):
-            yield
+        with boundary(Incomplete, told, where=str(folder.parent), todo=todo):
+            try:
+                yield
+            except ValueError as error:
+                fix = "correct what is named, then run the same command again; checkpoints are kept"
+                raise Incomplete(f"{told}: {error}", where=str(folder.parent), todo=fix) from error
     except PipelineError:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -7,6 +7,18 @@ from pipeline.core.config_train import CourseEvaluation
 from pipeline.core.stage import Json
 
 
+def undecided(config: CourseEvaluation, why: str) -> str:
+    """What is said where nothing can be measured that the config lets decide."""
+    what = "which weights are the best" if config.keep == "best" else "when to stop early"
+    return f"nothing tells {what}: {why}"
+
+
+def asked_to_decide(config: CourseEvaluation) -> str:
+    """The options that let a measurement decide, as a message names them."""
+    asked = {"keep": config.keep == "best", "patience": config.patience is not None}
+    return " and ".join(name for name, is_asked in asked.items() if is_asked)
+
+
 @dataclass(slots=True)
 class Selection:
     """The best measurement so far. One is better if it is by more than `min_delta`, so the first of equal ones stays.

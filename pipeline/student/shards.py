@@ -2,14 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.core.config_train import END_TOKENS
 from pipeline.core.errors import UsageError
 from pipeline.core.record import ShardWriter, count_rows, read_shards
 from pipeline.student.checks import Checks
@@ -18,6 +20,7 @@ from pipeline.student.order import Indices
 from pipeline.student.process import write_json
 from pipeline.student.text_path import TextPath
 from pipeline.student.tokenise import Encoded, load_tokenizer, most_positions, plain_messages, read_json, stop_ids
+from pipeline.student.turns import without_ends
 
 TOKENS: Final = pa.schema(
     [("row_id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
@@ -27,6 +30,9 @@ REJECTS: Final = pa.schema(
 )
 BATCH_ROWS: Final = 1024
 WAIT_S: Final = 0.5
+NAMED: Final = 3
+USUAL: Final = 0.5
+"""Share of a teacher's rows that end with an end token, from which on it is taken for the teacher's own."""
 
 T = TypeVar("T")
 
@@ -76,12 +82,14 @@ def encode_shards(job: TrainJob, check: Callable[[Tokens], None] = no_check) -> 
             refuse.
 
     Raises:
-        UsageError: model, tokenizer or template cannot be used, or what `check` raises.
+        UsageError: model or tokenizer cannot be used, the template refuses every row, or what `check` raises.
     """
     tokenizer = load_tokenizer(job.student.model, job.student.revision)
     stops = stop_ids(job.student.model, job.student.revision, tokenizer)
     limit = length_limit(job)
-    path = TextPath.of(tokenizer, stops, reasoning=job.train.reasoning, end_tokens=job.train.end_tokens)
+    ends = end_tokens_of(job)
+    given = job.train.end_tokens if ends is None else ()
+    path = TextPath.of(tokenizer, stops, reasoning=job.train.reasoning, end_tokens=given)
     rows_in = count_rows(job.data.glob("train-*.parquet"))
     checks, rejected = Checks(rows_in=rows_in, length_limit=limit), Counter[str]()
     with (
@@ -89,7 +97,7 @@ def encode_shards(job: TrainJob, check: Callable[[Tokens], None] = no_check) -> 
         pa.ipc.new_stream(file, TOKENS) as writer,
         ShardWriter(job.out / "rejects", REJECTS) as rejects,
     ):
-        for table, rows in _encoded(job, "train", path, limit):
+        for table, rows in _encoded(job, "train", path, limit, ends):
             _sort_out(table, rows, rejects, rejected)
             for row, teacher_tokens in zip(rows, table["completion_tokens"].to_pylist(), strict=True):
                 if isinstance(row, Encoded):
@@ -97,12 +105,44 @@ def encode_shards(job: TrainJob, check: Callable[[Tokens], None] = no_check) -> 
             writer.write_table(_tokens(table, rows))
     for reason, count in rejected.items():
         checks.reject(reason, count)
+    _refuse_if_all_are(job, path, rejected, rows_in)
     counted = dict(sorted(rejected.items()))
-    validation_rows = _encode_validation(job, path, limit)
+    validation_rows = _encode_validation(job, path, limit, ends)
     tokens = Tokens(job.launch, rows_in, counted, validation_rows, checks.facts(), stops)
     check(tokens)
     write_json(job.workdir / "tokens.json", {**asdict(tokens), "stops": list(stops)})
     return tokens
+
+
+def _refuse_if_all_are(job: TrainJob, path: TextPath, rejected: Counter[str], rows_in: int) -> None:
+    if path.refusal is None or rejected["template_refuses"] < rows_in:
+        return
+    first = next(read_shards(job.out / "rejects"))["row_id"].to_pylist()[:NAMED]
+    what = f"{path.refusal.what}; it refuses all {rows_in:,} rows"
+    raise UsageError(what, where=f"{path.refusal.where}: rows {', '.join(first)}", todo=path.refusal.todo)
+
+
+def end_tokens_of(job: TrainJob) -> Mapping[str, tuple[str, ...]] | None:
+    """Teacher -> the end tokens that are cut off its rows; None: `train.end_tokens` are cut off all rows.
+
+    Rows that the teacher's cap cut have no end and do not count.
+    """
+    if job.train.end_tokens != "auto":
+        return None
+    rows, ended = Counter[str](), Counter[tuple[str, str]]()
+    for table in read_shards(job.data, ["teacher", "completion", "finish_reason"], stem="train-"):
+        whole = table.filter(pc.not_equal(table["finish_reason"], "length"))
+        last = pc.list_parent_indices(whole["completion"])
+        contents = pc.struct_field(pc.list_flatten(whole["completion"]), "content").to_pylist()
+        content_of = dict(zip(last.to_pylist(), contents, strict=True))  # the last turn of each row
+        for at, teacher in enumerate(whole["teacher"].to_pylist()):
+            rows[teacher] += 1
+            _, found = without_ends(content_of.get(at, ""), END_TOKENS)
+            ended.update((teacher, token) for token in {*found})
+    return {
+        teacher: tuple(token for token in END_TOKENS if ended[teacher, token] >= USUAL * count)
+        for teacher, count in rows.items()
+    }
 
 
 def length_limit(job: TrainJob) -> int:
@@ -115,10 +155,25 @@ def length_limit(job: TrainJob) -> int:
     return job.train.max_length if positions is None else min(job.train.max_length, positions)
 
 
-def _encode_validation(job: TrainJob, path: TextPath, limit: int) -> int:
+def rejected_validation(job: TrainJob) -> Counter[str]:
+    """How many validation rows cannot be used, for each reason; they are encoded for that.
+
+    Raises:
+        UsageError: as `encode_shards`.
+    """
+    tokenizer = load_tokenizer(job.student.model, job.student.revision)
+    stops = stop_ids(job.student.model, job.student.revision, tokenizer)
+    ends = end_tokens_of(job)
+    given = job.train.end_tokens if ends is None else ()
+    path = TextPath.of(tokenizer, stops, reasoning=job.train.reasoning, end_tokens=given)
+    encoded = _encoded(job, "validation", path, length_limit(job), ends)
+    return Counter(row for _, rows in encoded for row in rows if isinstance(row, str))
+
+
+def _encode_validation(job: TrainJob, path: TextPath, limit: int, ends: Mapping[str, tuple[str, ...]] | None) -> int:
     wanted, written = job.train.evaluation.rows, 0
     with pa.OSFile(str(validation_file(job)), "wb") as file, pa.ipc.new_stream(file, TOKENS) as writer:
-        for table, rows in _encoded(job, "validation", path, limit):
+        for table, rows in _encoded(job, "validation", path, limit, ends):
             part = _tokens(table, rows).slice(0, wanted - written)
             writer.write_table(part)
             written += part.num_rows
@@ -127,7 +182,9 @@ def _encode_validation(job: TrainJob, path: TextPath, limit: int) -> int:
     return written
 
 
-def _encoded(job: TrainJob, split: str, path: TextPath, limit: int) -> Iterator[tuple[pa.Table, list[Encoded | str]]]:
+def _encoded(
+    job: TrainJob, split: str, path: TextPath, limit: int, ends: Mapping[str, tuple[str, ...]] | None
+) -> Iterator[tuple[pa.Table, list[Encoded | str]]]:
     """Batches of a split with their encoded rows, or the reason why a row cannot be trained."""
     for shard in read_shards(job.data, stem=f"{split}-"):  # all columns: where no row has tools there is none of them
         for start in range(0, shard.num_rows, BATCH_ROWS):
@@ -136,7 +193,9 @@ def _encoded(job: TrainJob, split: str, path: TextPath, limit: int) -> Iterator[
             completions = [plain_messages(messages) for messages in table["completion"].to_pylist()]
             finished = [reason != "length" for reason in table["finish_reason"].to_pylist()]
             tools = table["tools"].to_pylist() if "tools" in table.column_names else None
-            rows = path.encode(prompts, completions, tools)
+            teachers = table["teacher"].to_pylist()
+            cut = None if ends is None else [ends.get(teacher, ()) for teacher in teachers]
+            rows = path.encode(prompts, completions, tools, cut)
             yield table, [_verdict(row, ok, limit) for row, ok in zip(rows, finished, strict=True)]
 
 

@@ -27,6 +27,7 @@ from pipeline.student.turns import (
 REASONS: Final = (
     "over_length",
     "unfinished",
+    "template_refuses",
     "prompt_not_prefix",
     "reasoning_dropped",
     "round_trip",
@@ -34,7 +35,14 @@ REASONS: Final = (
     "fully_masked",
 )
 """Why rows of the data set are not trained: the first two by shards.py, the others here."""
-BY_PROGRESS: Final = ("round_trip", "tool_calls_dropped", "reasoning_dropped", "prompt_not_prefix", "fully_masked")
+BY_PROGRESS: Final = (
+    "template_refuses",
+    "round_trip",
+    "tool_calls_dropped",
+    "reasoning_dropped",
+    "prompt_not_prefix",
+    "fully_masked",
+)
 ANCHORS: Final = ("", ".", "a", "0")
 """Texts behind which a completion is tokenised where it cannot be behind its prompt."""
 
@@ -86,6 +94,7 @@ class TextPath:
     Attributes:
         stops: see `tokenise.stop_ids`.
         tools: JSON text of a row's tools -> their definitions; most rows of a set offer the same.
+        refusal: the first error with which the template refused a row.
     """
 
     tokenizer: Any
@@ -94,6 +103,7 @@ class TextPath:
     neutraliser: Neutraliser
     reader: Reader
     tools: dict[str, list[Any]] = field(default_factory=dict)
+    refusal: UsageError | None = None
 
     @classmethod
     def of(
@@ -104,15 +114,20 @@ class TextPath:
         reasoning: Reasoning = "template",
         end_tokens: Sequence[str] = (),
     ) -> "TextPath":
-        """The path of a tokenizer; `reasoning` and `end_tokens` as in `TrainConfig`."""
+        """The path of a tokenizer; see `Adapter` for `reasoning` and `end_tokens`."""
         adapter = Adapter(reasoning, tuple(end_tokens), template_source(tokenizer))
         return cls(tokenizer, tuple(stops), adapter, Neutraliser.of(tokenizer), Reader.of(tokenizer))
 
     def encode(
-        self, prompts: Sequence[Messages], completions: Sequence[Messages], tools: Sequence[str | None] | None = None
+        self,
+        prompts: Sequence[Messages],
+        completions: Sequence[Messages],
+        tools: Sequence[str | None] | None = None,
+        ends: Sequence[Sequence[str]] | None = None,
     ) -> list[Encoded | str]:
         """Ids and mask of each row, or the reason why it has none.
 
+        `template_refuses`: the template raises an error (roles that do not alternate, no system message).
         `reasoning_dropped`: the template leaves out the completion's thinking.
         `tool_calls_dropped`: it leaves out a call's name or arguments, or refuses the conversation with them.
         `round_trip`: it changes the content, or the ids do not give the completion's bytes back.
@@ -124,12 +139,11 @@ class TextPath:
         Args:
             prompts, completions: conversations, and the turns that follow them; see `tokenise.plain_messages`.
             tools: JSON text of the functions that each row offers, or None.
-
-        Raises:
-            UsageError: the template refuses a conversation without tool calls.
+            ends: end tokens to cut of each row; None: `end_tokens` of all.
         """
         offered = tools if tools is not None else [None] * len(prompts)
-        rows = [self._row(*row) for row in zip(prompts, completions, offered, strict=True)]
+        cut = ends if ends is not None else [None] * len(prompts)
+        rows = [self._row(*row) for row in zip(prompts, completions, offered, cut, strict=True)]
         drafts = self._drafts(rows)
         results: list[Encoded | str] = [draft if isinstance(draft, str) else "round_trip" for draft in drafts]
         at = [index for index, draft in enumerate(drafts) if isinstance(draft, Draft)]
@@ -140,15 +154,16 @@ class TextPath:
 
     # ------------------------------------------------------------------------------------------------- messages
 
-    def _row(self, prompt: Messages, completion: Messages, tools: str | None) -> Row:
+    def _row(self, prompt: Messages, completion: Messages, tools: str | None, ends: Sequence[str] | None) -> Row:
         asked, told = [dict(turn) for turn in prompt], [dict(turn) for turn in completion]
-        cut, was_cut = self.adapter.cut(told)
+        cut, ends_cut = self.adapter.cut(told, ends)
         forms = [*self.adapter.forms(asked, cut)]
         offered = self._offered(tools)
         texts = [*_texts(asked), *_texts(cut), *(() if tools is None else strings_in(offered))]
         facts = RowFacts(
             neutralised=self.neutraliser.count(texts),
-            end_tokens_cut=was_cut,
+            end_tokens_cut=ends_cut,
+            end_token_left=self.adapter.ends_alike(cut),
             reasoning_inlined=self.adapter.inlined(cut),
             reasoning_left_out=self.adapter.left_out(cut),
             with_system=any(turn["role"] in ("system", "developer") for turn in asked),
@@ -170,12 +185,13 @@ class TextPath:
     def _drafts(self, rows: Sequence[Row]) -> list[Draft | str]:
         plain = [at for at, row in enumerate(rows) if row.is_plain]
         forms = [rows[at].forms[0] for at in plain]
-        asked = render_all(self.tokenizer, [form.prompt for form in forms], add_generation_prompt=True)
-        told = render_all(
-            self.tokenizer, [[*form.prompt, *form.completion] for form in forms], add_generation_prompt=False
-        )
-        drafts: list[Draft | str] = ["" for _ in rows]
+        asked = self._rendered_each([form.prompt for form in forms], add_generation_prompt=True)
+        whole_forms = [[*form.prompt, *form.completion] for form in forms]
+        told = self._rendered_each(whole_forms, add_generation_prompt=False)
+        drafts: list[Draft | str] = ["template_refuses" for _ in rows]
         for at, before, whole in zip(plain, asked, told, strict=True):
+            if before is None or whole is None:
+                continue
             draft = Draft(Rendered(before), Rendered(whole), rows[at].forms[0].pieces, rows[at].facts)
             drafts[at] = draft.flaw() or draft
         for at, row in enumerate(rows):
@@ -183,16 +199,29 @@ class TextPath:
                 drafts[at] = self._draft(row)
         return drafts
 
+    def _rendered_each(self, conversations: Sequence[Messages], *, add_generation_prompt: bool) -> list[str | None]:
+        """Their texts; None for those that the template refuses."""
+        try:
+            return [*render_all(self.tokenizer, conversations, add_generation_prompt=add_generation_prompt)]
+        except UsageError as error:
+            if len(conversations) == 1:
+                self.refusal = self.refusal or error
+                return [None]
+        half = len(conversations) // 2
+        parts = (conversations[:half], conversations[half:])
+        return [
+            text for part in parts for text in self._rendered_each(part, add_generation_prompt=add_generation_prompt)
+        ]
+
     def _draft(self, row: Row) -> Draft | str:
         """The first form that the template takes whole; else why it does not take the one that came furthest."""
         flaws: list[str] = []
         for form in row.forms:
             try:
                 draft = self._rendered(row, form)
-            except UsageError:
-                if not _calls(form):
-                    raise
-                flaws.append("tool_calls_dropped")
+            except UsageError as error:
+                self.refusal = self.refusal or error
+                flaws.append("tool_calls_dropped" if _calls(form) else "template_refuses")
                 continue
             flaw = draft.flaw()
             if flaw is None:

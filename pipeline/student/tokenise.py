@@ -25,7 +25,8 @@ class RowFacts:
 
     Attributes:
         neutralised: texts of special tokens in it that were encoded as ordinary text.
-        end_tokens_cut: the teacher's end token was cut off.
+        end_tokens_cut: the teacher's end tokens that were cut off.
+        end_token_left: the completion still ends with what is an end token in some chat format.
         reasoning_inlined, reasoning_left_out: as `train.reasoning` says.
         trimmed: the template took white space off the ends of what the teacher wrote.
         with_system: the conversation has a system message.
@@ -34,7 +35,8 @@ class RowFacts:
     """
 
     neutralised: int = 0
-    end_tokens_cut: bool = False
+    end_tokens_cut: tuple[str, ...] = ()
+    end_token_left: bool = False
     reasoning_inlined: bool = False
     reasoning_left_out: bool = False
     trimmed: bool = False

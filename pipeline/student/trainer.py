@@ -66,7 +66,7 @@ def train(
         UsageError: the model cannot be loaded or trained as configured, or the loss diverged.
         Incomplete: a checkpoint, the model or the loss curve cannot be written.
     """
-    prepared = prepare(job, tokens, course, report)
+    prepared = prepare(job, tokens, course, report, before.memory)
     student, stored, curve, trainer = prepared.student, prepared.stored, prepared.curve, prepared.trainer
     if trainer.accelerator.is_main_process:
         before.model(trainer, tokens, prepared.memory)
@@ -103,8 +103,17 @@ class Prepared:
     memory: MemoryEstimate
 
 
-def prepare(job: TrainJob, tokens: Tokens, course: Course, report: Callable[[Report], None]) -> Prepared:
+def prepare(
+    job: TrainJob,
+    tokens: Tokens,
+    course: Course,
+    report: Callable[[Report], None],
+    check: Callable[[MemoryEstimate], None] = lambda memory: None,
+) -> Prepared:
     """Load the student and make the trainer; in all processes.
+
+    Args:
+        check: told by the first process what will be needed, before anything is loaded; it may refuse.
 
     Raises:
         UsageError: the model cannot be loaded or trained as configured.
@@ -115,6 +124,7 @@ def prepare(job: TrainJob, tokens: Tokens, course: Course, report: Callable[[Rep
     memory = estimate(job, longest=int(tokens.checks["longest"]), device=args.device)
     if args.process_index == 0:
         report({"memory": {**memory.facts(), "available": memory.available}, "told": str(memory)})
+        check(memory)
     if job.train.liger:
         require_liger(load_config(job), args.device)
     torch.manual_seed(job.train.seed)  # the adapters' initial values, before the trainer seeds for itself

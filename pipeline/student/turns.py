@@ -5,7 +5,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, permutations
 from typing import Any, Final, Literal, TypeAlias
+
+from pipeline.core.config_train import END_TOKENS
 
 Reasoning: TypeAlias = Literal["template", "inline", "drop"]
 Turn: TypeAlias = dict[str, Any]
@@ -24,28 +27,40 @@ class Piece:
         reason: why a row leaves where it is missing.
         text: the part; white space at its ends is the template's to trim.
         is_json: the part is a tool call's arguments, which a template may write anew.
+        turn: of the completion.
     """
 
     reason: str
     text: str
     is_json: bool = False
+    turn: int = 0
 
     @property
     def bytes(self) -> int:
         """Its size in UTF-8."""
         return len(self.text.encode("utf-8", "surrogatepass"))
 
-    def is_in(self, text: str) -> bool:
-        """Whether a text holds the part."""
-        return self.text.strip() in text or (self.is_json and _holds_arguments(self.text, text))
+    def end_in(self, text: str, start: int) -> int | None:
+        """Where the part ends in a text behind `start`; None: it is not there."""
+        bare = self.text.strip()
+        at = text.find(bare, start)
+        if at >= 0:
+            return at + len(bare)
+        return _end_of_arguments(self.text, text, start) if self.is_json else None
 
 
-def _holds_arguments(arguments: str, text: str) -> bool:
-    """Whether each name and value is there, and not as Python would write them."""
+def _end_of_arguments(arguments: str, text: str, start: int) -> int | None:
+    """Where the last of the names and values ends; None unless each is there, and not as Python would write them."""
     value = parsed(arguments)
-    if not isinstance(value, dict) or (value and repr(value) in text):
-        return False
-    return all(any(form in text for form in _written(leaf)) for leaf in _leaves(value))
+    if not isinstance(value, dict) or (value and repr(value) in text[start:]):
+        return None
+    ends = [start]
+    for leaf in _leaves(value):
+        found = [at + len(form) for form in _written(leaf) if (at := text.find(form, start)) >= 0]
+        if not found:
+            return None
+        ends.append(min(found))
+    return max(ends)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -98,7 +113,8 @@ class Adapter:
     """Brings rows into forms for one template.
 
     Attributes:
-        reasoning, end_tokens: as `TrainConfig`.
+        reasoning: as `TrainConfig`.
+        end_tokens: of the teacher; cut where nothing is said of a row's own.
         template: the source of the student's chat template.
     """
 
@@ -112,13 +128,22 @@ class Adapter:
         looked = (rf"(?:\.|['\"]){name}\b(?!_)" for name in REASONING_NAMES)
         return tuple(name for name, look in zip(REASONING_NAMES, looked, strict=True) if re.search(look, self.template))
 
-    def cut(self, completion: Sequence[Turn]) -> tuple[Sequence[Turn], bool]:
-        """The completion without the teacher's end tokens at its end, and whether there were any."""
-        content = completion[-1]["content"]
-        rest = _without_end(content, self.end_tokens)
-        if rest == content:
-            return completion, False
-        return [*completion[:-1], {**completion[-1], "content": rest}], True
+    def cut(self, completion: Sequence[Turn], ends: Sequence[str] | None) -> tuple[Sequence[Turn], tuple[str, ...]]:
+        """The completion without the teacher's end tokens at its end, and those that were there.
+
+        An answer that is nothing but end tokens stays as it is.
+
+        Args:
+            ends: the tokens; None: `end_tokens`.
+        """
+        rest, cut = without_ends(completion[-1]["content"], self.end_tokens if ends is None else ends)
+        if not cut or not rest.strip():
+            return completion, ()
+        return [*completion[:-1], {**completion[-1], "content": rest}], cut
+
+    def ends_alike(self, completion: Sequence[Turn]) -> bool:
+        """Whether a completion ends with what is an end token in some chat format."""
+        return bool(without_ends(completion[-1]["content"], (*END_TOKENS, *self.end_tokens))[1])
 
     def forms(self, prompt: Sequence[Turn], completion: Sequence[Turn]) -> Iterator[Form]:
         """The forms of a row, the likeliest first; the first whose pieces are all in the rendered text is taken."""
@@ -167,12 +192,13 @@ class Adapter:
         return {**turn, **dict.fromkeys(self.names, turn["reasoning_content"])}
 
 
-def _without_end(text: str, ends: Sequence[str]) -> str:
-    bare = text.rstrip()
-    for end in ends:
-        if end and bare.endswith(end):
-            return _without_end(bare.removesuffix(end), ends)
-    return text
+def without_ends(text: str, ends: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """A text without the end tokens at its end, and the white space behind them; and the tokens, the last one first."""
+    found: list[str] = []
+    while (end := next(filter(text.rstrip().endswith, filter(None, ends)), None)) is not None:
+        text = text.rstrip().removesuffix(end)
+        found.append(end)
+    return text, tuple(found)
 
 
 def _borne(turn: Turn) -> re.Match[str] | None:
@@ -228,16 +254,46 @@ def _function(function: Mapping[str, Any], as_mapping: bool) -> dict[str, Any]:
 
 def _pieces(turns: Sequence[Turn], inline_thoughts: Mapping[int, str]) -> Iterator[Piece]:
     for at, turn in enumerate(turns):
-        yield Piece("reasoning_dropped", inline_thoughts.get(at, turn.get("reasoning_content", "")))
-        yield Piece("round_trip", turn["content"])
+        yield Piece("reasoning_dropped", inline_thoughts.get(at, turn.get("reasoning_content", "")), turn=at)
+        yield Piece("round_trip", turn["content"], turn=at)
         for call in turn.get("tool_calls", ()):
-            yield Piece("tool_calls_dropped", call["function"]["name"])
-            yield Piece("tool_calls_dropped", call["function"].get("arguments") or "{}", is_json=True)
+            yield Piece("tool_calls_dropped", call["function"]["name"], turn=at)
+            yield Piece("tool_calls_dropped", call["function"].get("arguments") or "{}", is_json=True, turn=at)
+
+
+KINDS: Final = ("reasoning_dropped", "round_trip", "tool_calls_dropped")
+"""The parts of a turn, in the order in which most templates write them."""
 
 
 def missing(pieces: Sequence[Piece], text: str) -> str | None:
-    """The reason of the first piece that a text does not hold."""
-    return next((piece.reason for piece in pieces if not piece.is_in(text)), None)
+    """The reason of the first piece that a text does not hold, in one of the orders in which a template may write the
+    parts of all turns; None: it holds all.
+
+    Each piece is looked for behind the one before: an answer of one word is often in the thinking too.
+    """
+    flaws: list[tuple[int, str]] = []
+    for kinds in permutations(KINDS):
+        flaw = _missing_in_order(sorted(pieces, key=lambda piece: (piece.turn, kinds.index(piece.reason))), text)
+        if flaw is None:
+            return None
+        flaws.append(flaw)
+    return max(flaws, key=lambda flaw: flaw[0])[1]
+
+
+def _missing_in_order(pieces: Sequence[Piece], text: str) -> tuple[int, str] | None:
+    """How many characters were found, and the reason of the first piece that was not; a call's name and arguments may
+    come in either order."""
+    start, found = 0, 0
+    for _, together in groupby(enumerate(pieces), lambda item: item[0] - item[1].is_json):
+        ends = [start]
+        for _, piece in together:
+            end = piece.end_in(text, start)
+            if end is None:
+                return found, piece.reason
+            ends.append(end)
+            found += len(piece.text)
+        start = max(ends)
+    return None
 
 
 def trimmed(pieces: Sequence[Piece], text: str) -> bool:

@@ -14,6 +14,7 @@ from pipeline.student.generated import measure_accuracy, read_asked, refuse_shar
 from pipeline.student.jobs import Judge, TrainJob
 from pipeline.student.measure import measure_loss
 from pipeline.student.metrics import METRICS, MetricsFile
+from pipeline.student.selection import asked_to_decide, undecided
 from pipeline.student.sft import CheckpointedTrainer
 from pipeline.student.shards import Tokens, validation_file
 from pipeline.student.trackers import Trackers, copy_tensorboard
@@ -38,9 +39,8 @@ def make_measure(
         asked = read_asked(job, config.generate, trainer.processing_class, tokens.stops, judge)
         parts["accuracy"] = partial(measure_accuracy, trainer, asked)
     if config.decides and config.by not in parts:
-        what = f"nothing tells which weights are the best: the data set has no validation row for {config.by}"
-        todo = "raise prompts.validation, or take keep and patience out"
-        raise UsageError(what, where="train.evaluation", todo=todo)
+        todo = f"raise prompts.validation, or take {asked_to_decide(config)} out"
+        raise UsageError(undecided(config, "the data set has no validation row"), where="train.evaluation", todo=todo)
     return None if not parts else lambda: {name: part() for name, part in parts.items()}
 
 

@@ -64,6 +64,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return dict(sorted(tensors.items(), key=lambda item: item[1].start))
 
 
+def number_formats(folder: Path) -> dict[str, str]:
+    """Each stored tensor's number format, in safetensors' names; empty where the folder holds no safetensors file."""
+    return {name: tensor.dtype for file in weight_files(folder) for name, tensor in read_header(file).items()}
+
+
 def _tensor(data: int, told: dict[str, Any]) -> StoredTensor:
     start, end = told["data_offsets"]
     return StoredTensor(told["dtype"], tuple(told["shape"]), data + start, end - start)

@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 def main(path: Path, judges: Judges = NO_JUDGES) -> None:
     """Train as `worker.json` says; the first process writes `worker.result.json` when all is saved."""
-    job = replace(TrainJob.read(path), launch=launch_id())
+    job = TrainJob.read(path)
+    job = replace(job, launch=f"{job.launch}:{launch_id()}")  # a launcher may start its processes again
     result = run_job(job, Reporter(Files(path).reports), sigterm_asks, judges)
     if is_first_process():
         write_json(Files(path).beside(".result.json"), result)
@@ -217,7 +218,7 @@ def dismiss(workdir: Path) -> None:
 
 
 def forget_dismissal(workdir: Path) -> None:
-    """Remove what followers that were killed have not read: launches across machines may look alike."""
+    """Remove what followers that were killed have not read."""
     for rank in _others():
         _word(workdir, rank).unlink(missing_ok=True)
 

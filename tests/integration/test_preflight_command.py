@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,12 @@ def test_an_error_ends_it_with_exit_2_and_all_is_printed_nevertheless(config: Pa
 def test_an_unknown_id_is_refused_with_the_nearest(config: Path) -> None:
     done = run_cli("preflight", config, "--set", "train.accept_findings=[PF8]", cwd=config.parent)
     assert done.returncode == 2 and "did you mean 'PF08'?" in done.stderr
+
+
+def test_what_train_refuses_by_its_config_alone_is_refused(config: Path) -> None:
+    adapters = '{"kind": "lora", "target_modules": ["lm_head"]}'
+    done = run_cli("preflight", config, "--set", f"train.tuning={adapters}", cwd=config.parent)
+    assert done.returncode == 2 and "lm_head cannot have an adapter" in done.stderr
+    if find_spec("trackio") is None:
+        done = run_cli("preflight", config, "--set", "train.trackers=[trackio]", cwd=config.parent)
+        assert done.returncode == 2 and "the tracker trackio is not installed" in done.stderr

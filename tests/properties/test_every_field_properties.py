@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.core.config import RunConfig
 from pipeline.core.config_base import BYTES_OR_NAME, OPERATIONAL, CountedBy
+from pipeline.core.config_train import CHECK_IDS, CheckId
 from pipeline.core.lineage import Manifest, step_key
 from pipeline.core.load import Loaded
 from pipeline.core.stage import Result
@@ -295,6 +296,8 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return st.sampled_from(arguments)
+    if annotation == CheckId:
+        return st.sampled_from(CHECK_IDS)
     if origin is Annotated:
         return values(arguments[0])
     if origin in (Union, types.UnionType):

@@ -13,7 +13,8 @@ from pipeline.student.checkpoints import Training
 from pipeline.student.jobs import TrainJob
 from pipeline.student.preflight.batch import check_apart, check_columns_reach, check_padding
 from pipeline.student.preflight.findings import Finding
-from pipeline.student.preflight.model import check_identity, check_scaling, plain_ids, undisturbed
+from pipeline.student.preflight.model import check_identity, check_scaling, plain_ids
+from pipeline.student.preflight.trial import undisturbed
 from pipeline.student.sft import CheckpointedTrainer
 from pipeline.student.shards import encode_shards, lengths_of, train_file
 from pipeline.student.trainer import prepare

@@ -267,7 +267,9 @@ class TestWhatCannotBeAdapted:
     @pytest.mark.parametrize(
         ("tuning", "told"),
         [
-            ({"target_modules": ["no_such_module"]}, "no adapters for these modules"),
+            ({"target_modules": ["no_such_module"]}, "the model has no module 'no_such_module'"),
+            ({"target_modules": "no_such_module"}, "no module's full name matches 'no_such_module'"),
+            ({"target_modules": "(q_proj"}, "is no regular expression"),
             ({"target_modules": ["q_proj", "no_such_module"]}, "the model has no module 'no_such_module'"),
             ({"modules_to_save": ["no_such_module"]}, "the model has no module 'no_such_module'"),
             ({"target_modules": ".*(q_proj|lm_head)"}, "lm_head cannot have an adapter"),
@@ -279,6 +281,26 @@ class TestWhatCannotBeAdapted:
     def test_modules(self, tmp_path: Path, model: Path, dataset: Path, tuning: dict[str, Any], told: str) -> None:
         with pytest.raises(UsageError, match=told):
             train_here(tmp_path, model, dataset, tuning={"kind": "lora", **tuning})
+
+    @pytest.mark.parametrize(
+        ("tuning", "hint"),
+        [
+            ({"target_modules": ["q_porj"]}, "did you mean 'q_proj'?"),
+            ({"target_modules": ["self_attn.q_porj"]}, "did you mean 'q_proj'?"),
+            ({"modules_to_save": ["embed_token"]}, "did you mean 'embed_tokens'?"),
+            (
+                {"target_modules": ["xyz"]},
+                "valid here: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+            ),
+        ],
+    )
+    def test_a_typo_is_told_with_names_of_the_model_itself(
+        self, tmp_path: Path, model: Path, dataset: Path, tuning: dict[str, Any], hint: str
+    ) -> None:
+        with pytest.raises(UsageError) as caught:
+            train_here(tmp_path, model, dataset, tuning={"kind": "lora", **tuning})
+        (field,) = tuning
+        assert (caught.value.where, caught.value.todo) == (f"train.tuning.{field}", hint)
 
 
 class TestQlora:

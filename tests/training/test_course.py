@@ -173,11 +173,28 @@ class TestMeasuring:
             attempt.run()
         assert caught.value.exit_code is ExitCode.USAGE
 
+    def test_without_validation_rows_no_answers_are_asked_for(self, trainings: Trainings, tmp_path: Path) -> None:
+        data = write_dataset(tmp_path / "dataset", TRAINS) / "data"
+        attempt = trainings.attempt("nobody-to-ask", evaluation={"generate": {}})
+        attempt.job = replace(attempt.job, data=data)
+        with pytest.raises(UsageError, match="the data set has no validation row") as caught:
+            attempt.run()
+        assert caught.value.where == "train.evaluation.generate"
+        assert caught.value.todo == "raise prompts.validation, or take generate out"
+
+    def test_stopping_early_is_not_called_choosing_weights(self, trainings: Trainings, tmp_path: Path) -> None:
+        data = write_dataset(tmp_path / "dataset", TRAINS) / "data"
+        attempt = trainings.attempt("no-patience", evaluation={"patience": 2})
+        attempt.job = replace(attempt.job, data=data)
+        with pytest.raises(UsageError, match="nothing tells when to stop early: ") as caught:
+            attempt.run()
+        assert caught.value.todo == "raise prompts.validation, or take patience out"
+
     def test_what_decides_must_be_there(self, trainings: Trainings, tmp_path: Path) -> None:
         data = write_dataset(tmp_path / "dataset", TRAINS) / "data"
         attempt = trainings.attempt("no-validation", **BEST)
         attempt.job = replace(attempt.job, data=data)
-        with pytest.raises(UsageError, match="the data set has no validation row for eval_loss"):
+        with pytest.raises(UsageError, match="which weights are the best: the data set has no validation row"):
             attempt.run()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core.errors import UsageError
+from pipeline.core.record import Message
 from pipeline.stages.train.leakage import compare_splits
 from pipeline.student.preflight.findings import NAMES, Finding, accept, refuse
 from pipeline.student.worker import run_job
@@ -87,6 +89,13 @@ class TestMoreThatTrips:
         assert found["PF23"].level == "error", "no row is left, so nothing else is looked at"
         assert set(found) == {"PF07", "PF23"}
 
+    def test_another_template_that_refuses_the_conversation(self, tmp_path: Path) -> None:
+        model = a_model(tmp_path / "model")
+        cases.set_json(model / "tokenizer_config.json", chat_template="{{ raise_exception('No such role!') }}")
+        finding = looked_at_rows(a_job(tmp_path, model, ROWS))["PF08"]
+        assert finding.level == "error" and len(finding.rows) == 3
+        assert "tokenizer_config.json refuses this conversation (No such role!)" in finding.message
+
     @pytest.mark.parametrize(("mass", "message"), [(1.2, "are no probabilities")])
     def test_soft_targets_that_are_no_distribution(self, tmp_path: Path, mass: float, message: str) -> None:
         job = a_job(tmp_path, a_model(tmp_path / "model"), ROWS)
@@ -109,6 +118,42 @@ class TestMoreThatTrips:
         tuning = cases.small_config(tuning={"kind": "lora"}).tuning
         finding = check_adapters(trainer.model, trainer.processing_class, (2,), tuning)
         assert finding.level == "error" and "in the blocks 1" in finding.message
+
+
+@pytest.mark.parametrize("name", ["thinking", "reasoning"])
+def test_thinking_in_earlier_turns_is_served_in_the_field_that_the_template_reads(tmp_path: Path, name: str) -> None:
+    asked, thought = Message("user", "1 + 1?"), Message("assistant", "2", reasoning_content="one and one")
+    rows = [replace(row, prompt=(asked, thought, *row.prompt)) for row in ROWS]
+    model = a_model(tmp_path / "model", template=lambda text: text.replace("reasoning_content", name))
+    found = looked_at_rows(a_job(tmp_path, model, rows, max_length=200))
+    assert (found["PF06"].level, found["PF08"].level) == ("ok", "ok")
+
+
+class TestTheBestWeights:
+    """Of a training that keeps them, and that nothing could tell."""
+
+    @pytest.mark.parametrize("start", [lambda job: run_job(job, lambda report: None), looked], ids=["train", "command"])
+    @pytest.mark.parametrize(
+        ("validation", "message"),
+        [
+            ([], "the data set has no validation row"),
+            (ROWS[:3], "none of the 3 validation rows can be used"),
+        ],
+        ids=["none", "too long"],
+    )
+    def test_are_refused_before_any_weight_is_loaded(
+        self, tmp_path: Path, validation: list[Any], message: str, start: Callable[[Any], object]
+    ) -> None:
+        long = Message("assistant", "word " * 99)
+        unseen = [
+            replace(row, row_id=f"{at:032x}", split="validation", completion=(long,))
+            for at, row in enumerate(validation, 1000)
+        ]
+        model = a_model(tmp_path / "model")
+        (model / "model.safetensors").unlink()
+        with pytest.raises(UsageError, match=message) as refused:
+            start(a_job(tmp_path, model, ROWS, unseen, evaluation={"keep": "best"}))
+        assert refused.value.where == "train.evaluation"
 
 
 class TestATraining:

@@ -1,6 +1,7 @@
 """What is checked before the first step: model folders by the names of their files, and nothing that is not needed."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from pipeline.core.lineage import Manifest
 from pipeline.core.load import load_config
 from pipeline.core.stage import Json, Result
 from pipeline.runner.checks import check_before_start, check_model, check_test_rows, warn_of_refusal
+from pipeline.runner.doctor.needs import check_training_needs
 from pipeline.runner.session import Session, open_session
 from pipeline.runner.steps import plan_steps
-from tests.support import write_project
+from tests.support import pretend_trainable, write_project
 
 WHOLE = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
 API: dict[str, Any] = {
@@ -130,6 +132,43 @@ class TestOnlyWhatIsNeeded:
         with caplog.at_level(logging.WARNING, "pipeline"):
             check_before_start(session(project, **API), up_to("generate"))
         assert "EXAMPLE_KEY is not set: only what is answered already can be used" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("sections", "where", "install"),
+        [
+            ({"train": {"trackers": ["wandb"]}}, "train.trackers", "pip install wandb"),
+            ({"train": {"tuning": {"kind": "qlora"}}}, "train.tuning", "pip install bitsandbytes"),
+            ({"train": {"liger": True}}, "train.liger", "pip install liger-kernel"),
+            ({"train": {"attention": "flash_attention_2"}}, "train.attention", "pip install flash-attn"),
+            (
+                {"student": {"model": "./student", "init": {"from_teacher_layers": [0, 7]}}},
+                "student.init.from_teacher_layers",
+                "name layers from 0 to 3",
+            ),
+        ],
+    )
+    def test_what_training_would_refuse_is_said_before_the_teacher_is_asked(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], where: str, install: str
+    ) -> None:
+        for module in ("wandb", "bitsandbytes", "liger_kernel", "flash_attn"):
+            monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+        train = {"accelerate": "accelerate.yaml", **sections.pop("train", {})}
+        loaded = session(project, train=train, **sections)
+        pretend_trainable(project)
+        (project / "student" / "config.json").write_text('{"num_hidden_layers": 4}', "utf-8")
+        check_before_start(loaded, up_to("dataset"))
+        with pytest.raises(UsageError) as caught:
+            check_before_start(loaded, up_to("train"))
+        assert caught.value.where.startswith(f"{loaded.loaded.path}: {where}")
+        assert caught.value.todo.startswith(install)
+        assert caught.value.todo.endswith("; or stop before the training: --until dataset")
+        assert [each.state for each in check_training_needs(loaded.loaded.config)] == ["fail"]
+
+    def test_what_training_needs_and_is_there_passes(self, project: Path) -> None:
+        loaded = session(project, train={"accelerate": "accelerate.yaml", "trackers": ["tensorboard"]})
+        pretend_trainable(project)
+        check_before_start(loaded, up_to("train"))
+        assert [*check_training_needs(loaded.loaded.config)] == []
 
     def test_nothing_is_made(self, project: Path) -> None:
         check_before_start(session(project), up_to("dataset"))

@@ -181,6 +181,30 @@ class TestRefused:
             write_layers(tmp_path / "moe", (1, 3), tmp_path / "base")
         write_layers(tmp_path / "moe", (0, 3), tmp_path / "other")  # dense, then experts: as their new numbers say
 
+    def test_layers_whose_numbers_shape_what_they_compute(self, tmp_path: Path) -> None:
+        """How much DiffLlama subtracts follows from a layer's number, and is stored nowhere."""
+        from transformers import DiffLlamaConfig, DiffLlamaForCausalLM
+
+        config = DiffLlamaConfig(
+            vocab_size=16, hidden_size=8, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2
+        )
+        DiffLlamaForCausalLM(config).save_pretrained(tmp_path / "diff")
+        with pytest.raises(UsageError, match=r"layer 3 would compute something else as layer 1: .*lambda_init"):
+            write_layers(tmp_path / "diff", (0, 3), tmp_path / "base")
+        assert not (tmp_path / "base").exists()
+        write_layers(tmp_path / "diff", (0, 1), tmp_path / "first")
+
+    def test_a_list_that_may_go_by_layer_or_not(self, larger: Path, tmp_path: Path) -> None:
+        odd = with_config(larger, tmp_path / "odd", lambda config: config.update(scales=[1.0] * LAYERS))
+        with pytest.raises(UsageError, match="'scales' has as many entries as there are layers"):
+            write_layers(odd, (0, 1), tmp_path / "base")
+
+    def test_no_list_that_is_of_another_kind(self, larger: Path, tmp_path: Path) -> None:
+        stops = list(range(LAYERS))
+        several = with_config(larger, tmp_path / "several", lambda config: config.update(eos_token_id=stops))
+        write_layers(several, (0, 1), tmp_path / "base")
+        assert json.loads((tmp_path / "base" / "config.json").read_text())["eos_token_id"] == stops
+
     def test_a_hub_id_without_a_network(self, tmp_path: Path) -> None:
         from pipeline.core.config_train import StudentModel
         from pipeline.student.layers import source_folder

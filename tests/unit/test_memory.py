@@ -75,6 +75,11 @@ class TestTheModelsPart:
         assert estimated(model, precision="bfloat16").copies == 2 * (linear + head)
         assert estimated(model, precision="bfloat16", weights="bfloat16").copies == 0
 
+    def test_layers_in_four_bits_are_not_copied(self, model: Path) -> None:
+        head = LlamaConfig.from_pretrained(model).vocab_size * 64
+        found = estimated(model, precision="bfloat16", tuning={"kind": "qlora", "r": 4})
+        assert (found.dtype, found.copies) == ("float32", 2 * head)
+
     def test_fsdp_divides_it_and_ddp_does_not(self, model: Path) -> None:
         one = estimated(model)
         sharded, whole = (estimated(model, environ, world_size=4) for environ in (SHARDED, {}))

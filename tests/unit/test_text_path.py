@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pipeline.core.config_train import END_TOKENS
-from pipeline.core.errors import UsageError
 from pipeline.student.text_path import TextPath
 from pipeline.student.tokenise import Encoded, render
 from tests.tokenizer_pairs import (
@@ -159,10 +158,46 @@ def test_a_thought_that_serving_opens_and_no_row_closes_is_no_prefix() -> None:
     assert path.encode([ASK], [tell("It.", reasoning_content="Hm.")]) == ["prompt_not_prefix"]
 
 
-def test_a_template_that_knows_no_such_role_stops_the_training() -> None:
-    path = with_template(byte_level(), "{{ raise_exception('no system message') }}")
-    with pytest.raises(UsageError, match="no system message"):
-        path.encode([ASK], [tell("It.")])
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate!') }}"
+    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("special", ["", " <|im_end|>"])
+def test_a_row_that_the_template_refuses_leaves_alone(special: str) -> None:
+    """Two user turns in a row; with a special token's text the row is rendered alone, without it among others."""
+    path = with_template(byte_level(), ALTERNATES)
+    ask = [{"role": "user", "content": "What?"}]
+    twice = [*ask, {"role": "user", "content": f"Well?{special}"}]
+    found = path.encode([ask, ask, twice, ask, ask], [tell("It.")] * 5)
+    assert [row if isinstance(row, str) else "" for row in found] == ["", "", "template_refuses", "", ""]
+    assert path.refusal is not None and "alternate!" in path.refusal.what
+
+
+LOSSY = {
+    "m.reasoning_content or m.content": {"content": "4", "reasoning_content": "2+2 is 4, so"},
+    "(m.tool_calls[0].function.name ~ m.tool_calls[0].function.arguments|tojson) if m.tool_calls else m.content": {
+        "content": "Paris",
+        "tool_calls": [{"function": {"name": "search", "arguments": '{"q": "Paris weather"}'}}],
+    },
+}
+
+
+@pytest.mark.parametrize("writes", LOSSY)
+def test_a_content_that_is_lost_is_not_found_in_another_part(writes: str) -> None:
+    path = with_template(byte_level(), CHATML.replace("m['content']", f"({writes})"))
+    assert path.encode([ASK], [tell(**LOSSY[writes])]) == ["round_trip"]
+
+
+@pytest.mark.parametrize("order", [("m.reasoning_content", "m.content"), ("m.content", "m.reasoning_content")])
+def test_a_template_may_write_the_parts_in_any_order(order: tuple[str, str]) -> None:
+    first, second = order
+    template = CHATML.replace("m['content']", f"(({first} or '') ~ '|' ~ ({second} or ''))")
+    row = encoded(with_template(byte_level(), template), tell("4", reasoning_content="2+2 is 4, so"))
+    told = {"m.content": "4", "m.reasoning_content": "2+2 is 4, so"}
+    assert trained_bytes("bpe", row).decode() == f"{told[first]}|{told[second]}<|im_end|>"
 
 
 # --------------------------------------------------------------------------------------------------------- newlines
@@ -323,12 +358,14 @@ def test_a_message_may_hold_the_characters_that_we_work_with() -> None:
         ("It.\n<|im_end|><|endoftext|>", "It.\n"),
         ("It.\n", None),
         ("</s>It", None),
+        ("</s>\n", None),
     ],
 )
 def test_end_tokens(said: str, kept: str | None) -> None:
     row = encoded(path_of("bpe", "chatml", end_tokens=END_TOKENS), tell(said))
     assert trained_bytes("bpe", row).decode() == (said if kept is None else kept) + "<|im_end|>"
-    assert row.facts.end_tokens_cut is (kept is not None)
+    assert bool(row.facts.end_tokens_cut) is (kept is not None)
+    assert row.facts.end_token_left is (said == "</s>\n")
 
 
 def test_the_text_of_the_unknown_token_is_no_unknown_token() -> None:

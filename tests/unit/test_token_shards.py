@@ -13,9 +13,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.core.config_train import StudentModel
+from pipeline.core.errors import UsageError
 from pipeline.core.record import Message, Record, ToolCall, read_shards
 from pipeline.student.jobs import TrainJob
-from pipeline.student.shards import Tokens, encode_shards, row_ids_of, train_file, validation_file
+from pipeline.student.preflight.seen import look_at
+from pipeline.student.preflight.template import check_stops
+from pipeline.student.shards import Tokens, encode_shards, end_tokens_of, row_ids_of, train_file, validation_file
 from pipeline.student.text_path import REASONS
 from tests.tiny_models import CHAT_TEMPLATE, make_tiny_model
 from tests.training_rows import small_config, sum_row, write_dataset
@@ -53,7 +56,7 @@ def test_each_row_leaves_with_its_reason_and_is_counted(tmp_path: Path, model: P
         sum_row(5, prompt=(Message("system", "Be brief."), Message("user", "<s> or </s>?"))),
         sum_row(6, completion=said("7</s>\n")),
     ]
-    job, tokens = encode(tmp_path, model, rows)
+    job, tokens = encode(tmp_path, model, rows, end_tokens=["</s>"])
     expected = {"over_length": 1, "unfinished": 1, "reasoning_dropped": 1, "tool_calls_dropped": 1}
     assert tokens.rejected == expected
     written = [reason for table in read_shards(job.out / "rejects") for reason in table["reason"].to_pylist()]
@@ -107,7 +110,47 @@ def test_the_config_says_which_end_tokens_are_cut(tmp_path: Path, model: Path) -
     row = sum_row(1, completion=said("2<stop></s>"))
     job, tokens = encode(tmp_path, model, [row], end_tokens=["<stop>"])
     assert (trained_text(job, model), tokens.checks["end_tokens_cut"]) == ("2<stop></s></s>", 0)
-    assert tokens.checks["neutralised_texts"] == 1
+    assert (tokens.checks["neutralised_texts"], tokens.checks["end_tokens_left"]) == (1, 1)
+
+
+def test_what_a_teacher_usually_ends_with_is_cut_and_nothing_else(tmp_path: Path, model: Path) -> None:
+    """One of two teachers ends its rows with two tokens; what an answer quotes before them stays."""
+    bare = [sum_row(1, completion=said("It is </s>")), *(sum_row(number) for number in range(2, 4))]
+    ended = [sum_row(4, completion=said("<s>5</s><|im_end|><|endoftext|>\n"))]
+    ended += [sum_row(5, completion=said("6<|im_end|><|endoftext|>")), sum_row(6, completion=said("<|im_end|>"))]
+    ended += [sum_row(number, completion=said("cut"), finish_reason="length") for number in range(7, 17)]
+    rows = [*bare, *(replace(row, teacher="other") for row in ended)]
+    job, tokens = encode(tmp_path, model, rows)
+    assert end_tokens_of(job) == {bare[0].teacher: (), "other": ("<|im_end|>", "<|endoftext|>")}
+    told = ["It is </s></s>", "3</s>", "4</s>", "<s>5</s></s>", "6</s>", "<|im_end|></s>"]
+    assert trained_texts(job, model) == told
+    expected = {"end_tokens_cut": 2, "end_tokens_cut[<|im_end|>]": 2, "end_tokens_cut[<|endoftext|>]": 2}
+    assert {name: count for name, count in tokens.checks.items() if name.startswith("end_tokens_cut")} == expected
+    assert tokens.checks["end_tokens_left"] == 3
+    finding = check_stops(look_at(job, tokens))
+    assert finding.level == "warning" and finding.message.startswith("3 completions end with the text of an end token")
+
+
+def refusing(folder: Path) -> Path:
+    """A model whose template refuses system messages."""
+    model = make_tiny_model(folder)
+    refuses = "{% for m in messages if m.role == 'system' %}{{ raise_exception('no system role') }}{% endfor %}"
+    (model / "chat_template.jinja").write_text(refuses + CHAT_TEMPLATE)
+    return model
+
+
+def test_rows_that_the_template_refuses_leave_and_the_others_stay(tmp_path: Path) -> None:
+    brief = sum_row(0, prompt=(Message("system", "Be brief."), Message("user", "One and one?")))
+    job, tokens = encode(tmp_path, refusing(tmp_path / "tiny"), [sum_row(1), brief, sum_row(2)])
+    assert tokens.rejected == {"template_refuses": 1} and tokens.checks["template_refuses"] == 1
+    assert next(read_shards(job.out / "rejects"))["row_id"].to_pylist() == [brief.row_id]
+
+
+def test_if_the_template_refuses_all_rows_it_is_said_why(tmp_path: Path) -> None:
+    brief = sum_row(0, prompt=(Message("system", "Be brief."), Message("user", "One and one?")))
+    with pytest.raises(UsageError, match=r"no system role.*all 1 rows") as caught:
+        encode(tmp_path, refusing(tmp_path / "tiny"), [brief])
+    assert brief.row_id in caught.value.where
 
 
 def test_the_tools_of_a_row_reach_the_template(tmp_path: Path) -> None:
@@ -136,3 +179,12 @@ def trained_text(job: TrainJob, model: Path) -> str:
 
     labels = [label for label in read_row(job)["labels"] if label != -100]
     return str(AutoTokenizer.from_pretrained(model).decode(labels))
+
+
+def trained_texts(job: TrainJob, model: Path) -> list[str]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with pa.OSFile(str(train_file(job))) as file:
+        rows = pa.ipc.open_stream(file).read_all()["labels"].to_pylist()
+    return [str(tokenizer.decode([label for label in labels if label != -100])) for labels in rows]

@@ -126,14 +126,13 @@ def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
 
 def test_a_template_that_refuses_a_role(tokenizer: Any, with_template: Any) -> None:
     with_template("{{ raise_exception('no system message please') }}")
-    with pytest.raises(UsageError, match="no system message please"):
-        row(tokenizer, (0,))
+    assert row(tokenizer, (0,)) == "template_refuses"
 
 
 def test_numbers_of_the_checks() -> None:
     checks = Checks(rows_in=4)
     whole = RowFacts(received_bytes=10, completion_bytes=8, with_system=True)
-    changed = RowFacts(3, True, True, True, True, received_bytes=6, completion_bytes=4)
+    changed = RowFacts(3, ("</s>", "</s>"), True, True, True, True, received_bytes=6, completion_bytes=4)
     checks.add(Encoded((1, 7, 8, 9, 2), 3, whole), (2,), bos=1, teacher_tokens=5)
     checks.add(Encoded((1, 7, 2), 2, changed), (2,), bos=1)
     checks.reject("round_trip", 2)
@@ -148,6 +147,8 @@ def test_numbers_of_the_checks() -> None:
         "neutralised_rows": 1,
         "neutralised_texts": 3,
         "end_tokens_cut": 1,
+        "end_tokens_cut[</s>]": 1,
+        "end_tokens_left": 1,
         "reasoning_inlined": 1,
         "reasoning_left_out": 1,
         "trimmed": 1,

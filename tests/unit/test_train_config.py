@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from pydantic import ValidationError
 from pipeline.core.config import TrainStep
 from pipeline.core.config_base import identity
 from pipeline.core.config_policy import PolicyConfig
-from pipeline.core.config_train import LoraTuning, StudentModel, TrainConfig
+from pipeline.core.config_train import CHECK_IDS, CourseEvaluation, LoraTuning, StudentModel, TrainConfig
 from pipeline.core.errors import UsageError
 from pipeline.core.record import Message
 from pipeline.stages import train
 from pipeline.student.arguments import Schedule, schedule, sft_arguments
 from pipeline.student.jobs import TrainJob, launch_id
 from pipeline.student.order import count_steps, epoch_ends, training_order
+from pipeline.student.preflight.findings import NAMES
 from pipeline.student.shards import encode_shards
 from tests.support import POLICY, make_context
 from tests.tiny_models import make_tiny_model
@@ -143,7 +145,8 @@ def test_rows_that_would_teach_something_else_are_counted(tmp_path: Path) -> Non
     ]
     data = write_dataset(tmp_path / "dataset", rows) / "data"
     (tmp_path / "work").mkdir()
-    job = TrainJob(small_config(), StudentModel(model=str(model)), data, tmp_path / "out", tmp_path / "work", 1, "x")
+    cfg = small_config(end_tokens=["</s>"])
+    job = TrainJob(cfg, StudentModel(model=str(model)), data, tmp_path / "out", tmp_path / "work", 1, "x")
     tokens = encode_shards(job)
     assert tokens.rejected == {"reasoning_dropped": 1}
     counted = {"rows_in": 3, "rows": 2, "reasoning_dropped": 1, "end_tokens_cut": 1, "neutralised_rows": 0}
@@ -222,7 +225,7 @@ def test_the_launch_starts_as_many_processes_as_asked(file: str, processes: int,
 
 def test_every_accelerate_config_is_read() -> None:
     files = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
-    assert [file.stem for file in files] == ["cpu", "ddp", "fsdp2", "single"]
+    assert {file.stem for file in files} == {"cpu", "ddp", "ddp-multi-node", "fsdp2", "fsdp2-multi-node", "single"}
     for file in files:
         assert train.read_accelerate(file)["compute_environment"] == "LOCAL_MACHINE"
 
@@ -230,6 +233,34 @@ def test_every_accelerate_config_is_read() -> None:
 def test_a_missing_accelerate_config(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Accelerate's config cannot be read"):
         train.read_accelerate(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("given", [{"min_delta": 1}, {"by": "accuracy", "generate": {}}])
+def test_what_only_decides_is_refused_where_nothing_is_decided(given: dict[str, Any]) -> None:
+    name = next(iter(given))
+    with pytest.raises(ValidationError, match=f"{name} would do nothing.*give `keep: best` or `patience` too"):
+        CourseEvaluation.model_validate(given)
+    for decides in ({"keep": "best"}, {"patience": 2}):
+        CourseEvaluation.model_validate(given | decides)
+
+
+def test_an_evaluation_that_decides_nothing_survives_its_file() -> None:
+    plain = CourseEvaluation.model_validate({"generate": {}})
+    assert CourseEvaluation.model_validate(plain.model_dump()) == plain
+
+
+@pytest.mark.parametrize(
+    ("id_", "hint"),
+    [("PF8", "did you mean 'PF08'? "), ("pf21", "did you mean 'PF21'? "), ("nonsense", "")],
+)
+def test_an_accepted_finding_that_is_none_is_refused_with_those_that_are(id_: str, hint: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainConfig.model_validate({"accept_findings": ["PF01", id_]})
+    assert f"no pre-flight check has this id; {hint}they are PF01 to PF23" in str(caught.value)
+
+
+def test_the_config_knows_the_ids_of_all_checks() -> None:
+    assert tuple(NAMES) == CHECK_IDS
 
 
 def test_no_adapter_on_the_output_layer(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from pipeline.runner.doctor.folder import is_there
 from pipeline.runner.doctor.machine import GIB, Gpu
 from pipeline.runner.doctor.software import hub_folder, offline_variables
 from pipeline.runner.steps import plan_steps, spec_of, stage_module
+from pipeline.student.needed import lacking
 from pipeline.student.weights import stored_weights
 
 WELL_KNOWN_KEYS: Final = (
@@ -73,6 +74,7 @@ def check_needs(
         elif is_there(model.folder):
             findings.append(check_model_folder(role, model.folder))
     findings += check_hub_prompts(config, offline_variables(environment))
+    findings += check_training_needs(config)
     return [*findings, *check_launch(config, gpus), *check_training_fits(config, gpus, free_disk)]
 
 
@@ -267,6 +269,12 @@ def check_launch(config: RunConfig, gpus: Sequence[Gpu]) -> Iterator[Finding]:
         yield Finding("accelerate", "fail", f"{file}: GPUs wanted: {wanted}, here: {len(gpus)}", todo)
     else:
         yield Finding("accelerate", "ok", f"{file}: GPUs: {wanted} of {len(gpus)}")
+
+
+def check_training_needs(config: RunConfig) -> Iterator[Finding]:
+    """Whether the packages that the training's options need are installed, and the layers that it begins with there."""
+    for error in lacking(config.train, config.student):
+        yield Finding("training", "fail", f"{error.where}: {error.what}", error.todo)
 
 
 def check_training_fits(config: RunConfig, gpus: Sequence[Gpu], free_disk: int) -> Iterator[Finding]:

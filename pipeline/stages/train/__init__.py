@@ -3,10 +3,11 @@
 import json
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,9 +58,7 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
         Interrupted: a signal asked us to stop; a checkpoint was written if training had begun.
     """
     train = cfg.train
-    check_ids(train.accept_findings)
-    _refuse_lm_head(train)
-    require_trackers(train.trackers)
+    require_trainable(train)
     student = source_of(declared_student(cfg.student))
     judged = check_dataset(inputs["dataset"], student, cfg.policy, today(), ctx.resume_command)
     ctx.events.emit("terms_judged", outcome=judged.verdict.outcome, dataset=judged.manifest_sha256)
@@ -74,7 +73,7 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
     job = TrainJob(train, cfg.student, data, out, ctx.workdir, world_size, launch_id(), ctx.run)
     progress = Progress(ctx)
     ctx.progress.start(rows, "rows")
-    compare_splits(data, ctx.workdir)
+    compare_splits(data, ctx.workdir, lambda: check_cancelled(ctx))
     found = run_here(job, ctx, progress) if is_inside else launch(job, ctx, progress)
     result = _result(found, cfg, out, ctx)
     metrics, trained = result.metrics, result.rows_out
@@ -85,6 +84,7 @@ def run(cfg: TrainStep, inputs: Mapping[str, Path], out: Path, ctx: Context) -> 
 def launch(job: TrainJob, ctx: Context, progress: "Progress") -> dict[str, Any]:
     """Let Accelerate start the worker's processes, and return what the first of them says of the training."""
     path = ctx.workdir / JOB
+    job = replace(job, launch=secrets.token_hex(8))  # what the processes of an earlier launch left is not ours
     job.write(path)
     accelerate = read_accelerate(job.train.accelerate)
     _refuse_several_machines(job.train.accelerate, accelerate)
@@ -133,6 +133,17 @@ def read_accelerate(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError("Accelerate's config is no mapping", where=f"train.accelerate: {path}", todo=todo)
     return value
+
+
+def require_trainable(cfg: TrainConfig) -> None:
+    """Refuse what the config alone tells.
+
+    Raises:
+        UsageError: an id names no check, lm_head has an adapter, or the package of a tracker is missing.
+    """
+    check_ids(cfg.accept_findings)
+    _refuse_lm_head(cfg)
+    require_trackers(cfg.trackers)
 
 
 def _refuse_several_machines(path: Path, accelerate: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.stage import Json
 from pipeline.student.jobs import TrainJob
-from pipeline.student.preflight.findings import FILE, Finding, accept, errors_of, in_order, refuse, summary
+from pipeline.student.preflight.findings import FILE, Finding, accept, errors_of, in_order, merged, refuse, summary
 from pipeline.student.process import Report, write_json
 
 if TYPE_CHECKING:  # they load Arrow and torch
@@ -51,10 +51,23 @@ class Before:
         Raises:
             UsageError: a check failed that nobody accepted.
         """
+        from pipeline.student.preflight.deciding import require_measurable
         from pipeline.student.preflight.rows import check_rows
 
+        require_measurable(self.job, tokens)
         self.found = check_rows(self.job, tokens)
         self._refuse("the rows were refused first")
+
+    def memory(self, memory: "MemoryEstimate") -> None:
+        """When it is known what the training needs, and before any weight is loaded.
+
+        Raises:
+            UsageError: as `rows`.
+        """
+        from pipeline.student.preflight.memory import check_memory
+
+        self.found = merged(self.found, [check_memory(memory)])
+        self._refuse("the memory was refused first")
 
     def model(self, trainer: Any, tokens: "Tokens", memory: "MemoryEstimate") -> None:
         """When the student is loaded, and before it is trained.
@@ -64,7 +77,7 @@ class Before:
         """
         from pipeline.student.preflight.model import check_model, loaded_of
 
-        self.found += check_model(loaded_of(trainer, self.job, tokens, memory))
+        self.found = merged(self.found, check_model(loaded_of(trainer, self.job, tokens, memory)))
         self._tell("not made")
         refuse(self.found, self.job.train.accept_findings)
 

@@ -113,6 +113,11 @@ def in_order(findings: Iterable[Finding], why_not: str) -> tuple[Finding, ...]:
     return tuple(by_id.get(id_) or skipped(id_, why_not) for id_ in NAMES)
 
 
+def merged(found: Iterable[Finding], more: Iterable[Finding]) -> list[Finding]:
+    """Both; of a check that is in both, what was found later."""
+    return [*{each.id: each for each in (*found, *more)}.values()]
+
+
 # --------------------------------------------------------------------------------------------------------- deciding
 
 

@@ -23,6 +23,7 @@ class Leak:
         near: validation rows whose prompt and completion are near a training row's.
         compared: training rows that were compared for `near`.
         rows: ids of some of the validation rows.
+        of: which files were compared.
     """
 
     validation_rows: int
@@ -30,19 +31,27 @@ class Leak:
     near: int
     compared: int
     rows: tuple[str, ...]
+    of: str = ""
 
     def write(self, workdir: Path) -> None:
         """Keep it where `check_leak` looks for it."""
         write_json(workdir / FILE, {**asdict(self), "rows": [*self.rows]})
 
 
-def check_leak(workdir: Path) -> Finding:
-    """PF21: validation rows are not trained on."""
+def read_leak(workdir: Path) -> Leak | None:
+    """What was found; None if nothing was looked for."""
     path = workdir / FILE
     if not path.is_file():
-        return skipped("PF21", "the splits were not compared")
+        return None
     value = read_json(path)
-    leak = Leak(**{**value, "rows": tuple(value["rows"])})
+    return Leak(**{**value, "rows": tuple(value["rows"])})
+
+
+def check_leak(workdir: Path) -> Finding:
+    """PF21: validation rows are not trained on."""
+    leak = read_leak(workdir)
+    if leak is None:
+        return skipped("PF21", "the splits were not compared")
     if leak.validation_rows == 0:
         return skipped("PF21", "the data set has no validation rows")
     figure = (

@@ -1,9 +1,9 @@
 """Checks with the student in memory: its loss, its gradient, its vocabulary, its adapters. They take a few rows."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -24,17 +24,17 @@ from pipeline.student.preflight.batch import (
     tolerance,
 )
 from pipeline.student.preflight.findings import Finding, fine, flawed, skipped
-from pipeline.student.preflight.memory import check_memory
+from pipeline.student.preflight.memory import check_memory, ran_out
 from pipeline.student.preflight.seen import look_at
 from pipeline.student.preflight.survey import Survey
 from pipeline.student.preflight.targets import Captured, Told, logprobs_of, told_of
+from pipeline.student.preflight.trial import FEW, NARROW, cut, few, undisturbed
 from pipeline.student.shards import Tokens, lengths_of, row_ids_of, train_file
 from pipeline.student.tokenise import IGNORED
 
-FEW: Final = 4
-"""Rows that the loss is tried on; the shortest ones, for the checks' sake alone."""
 NEEDS_FORWARD: Final = ("PF13", "PF14", "PF15", "PF18")
 SHARDED: Final = "the processes share one model (FSDP); `preflight` checks it in one process"
+NO_ROOM: Final = "the training is not expected to fit the device (PF22)"
 NO_LOSS: Final = "an id is not in the vocabulary (PF17), so that nothing can be computed"
 
 
@@ -71,7 +71,10 @@ def loaded_of(
 
 
 def check_model(loaded: Loaded) -> list[Finding]:
-    """The checks that need the student, in their order. Weights, gradients and random states stay as they were."""
+    """The checks that need the student, in their order, and PF22 where the memory did not suffice for one of them.
+
+    Weights, gradients and random states stay as they were.
+    """
     trainer, job = loaded.trainer, loaded.job
     numbers = shortest(job, FEW)
     rows = [trainer.train_dataset.row(int(number)) for number in numbers]
@@ -83,19 +86,43 @@ def check_model(loaded: Loaded) -> list[Finding]:
         check_columns_reach(trainer, (rows * 2)[:2], plain),
         check_adapters(trainer.model, tokenizer, loaded.tokens.stops, job.train.tuning),
         vocabulary,
-        check_memory(loaded.memory),
     ]
     why = SHARDED if trainer.is_fsdp_enabled else NO_LOSS if vocabulary.level == "error" else None
+    if why is None and check_memory(loaded.memory).level == "error":
+        why = NO_ROOM
     if why is not None:
         return sorted([*found, *(skipped(id_, why) for id_ in NEEDS_FORWARD)], key=lambda each: each.id)
     with undisturbed(trainer):
-        found += [
-            check_identity(trainer, rows, loaded.told),
-            check_scaling(trainer, rows),
-            check_finite(trainer, job, first_rows(trainer)),
-            check_apart(trainer, rows, packing=job.train.packing),
-        ]
+        found += run_checks(_with_forward(loaded, rows), loaded.memory)
     return sorted(found, key=lambda each: each.id)
+
+
+Check = Callable[[], Finding]
+
+
+def _with_forward(loaded: Loaded, rows: Sequence[Row]) -> list[tuple[str, Check]]:
+    """The checks that run the student: none of their forward passes is larger than one of the training."""
+    trainer, job = loaded.trainer, loaded.job
+    narrow = [cut(row, NARROW) for row in rows]
+    size, longest = trainer.args.per_device_train_batch_size, int(loaded.tokens.checks["longest"])
+    return [
+        ("PF13", partial(check_identity, trainer, narrow, loaded.told)),
+        ("PF14", partial(check_scaling, trainer, few(rows, micro_batch_size=size, longest=longest))),
+        ("PF15", partial(check_finite, trainer, job, first_rows(trainer))),
+        ("PF18", partial(check_apart, trainer, narrow, packing=job.train.packing)),
+    ]
+
+
+def run_checks(checks: Sequence[tuple[str, Check]], memory: MemoryEstimate) -> list[Finding]:
+    """Their findings; the device's memory running out ends them, and is a finding of its own (PF22)."""
+    found: list[Finding] = []
+    for at, (id_, check) in enumerate(checks):
+        try:
+            found.append(check())
+        except torch.OutOfMemoryError as error:
+            left = [skipped(each, f"the device ran out of memory in {id_}: see PF22") for each, _ in checks[at:]]
+            return [*found, *left, ran_out(memory, id_, str(error))]
+    return found
 
 
 def shortest(job: TrainJob, count: int) -> Indices:
@@ -116,31 +143,6 @@ def plain_ids(tokenizer: Any) -> list[int]:
     """Some ids of ordinary tokens."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return [id_ for id_ in range(len(tokenizer)) if id_ not in special][:11]
-
-
-@contextmanager
-def undisturbed(trainer: Any) -> Iterator[None]:
-    """Within the block the model may be run; random states, modes, gradients and the trainer's notes are restored."""
-    model = trainer.model
-    training = model.training
-    devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
-    kept = {name: getattr(trainer, name) for name in ("_metrics", "_total_train_tokens") if hasattr(trainer, name)}
-    metrics = {mode: {**values} for mode, values in kept.get("_metrics", {}).items()}
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        model.train(training)
-        model.zero_grad(set_to_none=True)
-        for name in ("step_rows", "step_losses"):
-            getattr(trainer, name, []).clear()
-        if "_metrics" in kept:
-            for mode, values in metrics.items():
-                trainer._metrics[mode].clear()
-                trainer._metrics[mode].update(values)
-        if "_total_train_tokens" in kept:
-            trainer._total_train_tokens = kept["_total_train_tokens"]
 
 
 # ------------------------------------------------------------------------------------------------------- vocabulary
@@ -201,9 +203,9 @@ def check_identity(trainer: Any, rows: Sequence[Row], told: Sequence[Told] = ())
             return skipped("PF13", "the model's outputs are not finite: see PF15")
         counted = batch["labels"] != IGNORED
         best = torch.roll(logits.argmax(dim=-1), 1, dims=1)  # what the model says of each token, at its place
-        self_loss, apart = _divergences(logits, counted)
-        if not self_loss < 1e-4 <= apart + 1e-4:
-            return flawed("PF13", "error", f"{self_loss:.2g}", "a distribution is not 0 from itself", fix=fix)
+        if not knows_itself(logits, counted, distillation_loss):
+            message = "a distribution is not 0 from itself, or it is from its neighbour's"
+            return flawed("PF13", "error", "-", message, fix=fix)
         labels = [torch.where(counted, _moved(best, counted, by), IGNORED) for by in (0, 1, -1)]
         if all(torch.equal(labels[0], each) for each in labels[1:]):
             continue  # one and the same token throughout: nothing to tell them apart by
@@ -213,8 +215,8 @@ def check_identity(trainer: Any, rows: Sequence[Row], told: Sequence[Told] = ())
         if not losses[0] < min(moved[-2:]):
             figure = f"{losses[0]:.4g}, moved {min(moved[-2:]):.4g}"
             return flawed("PF13", "error", figure, "labels at a neighbour's place have a lower loss", fix=fix)
-    if told and (message := _misplaced(told)) is not None:
-        return flawed("PF13", "error", message, "soft targets fit a neighbour's label better", fix="see PF11")
+    if told and (figures := _misplaced(told)) is not None:
+        return flawed("PF13", "error", figures, "soft targets fit a neighbour's label better", fix="see PF11")
     if not own:
         return skipped("PF13", "the model says the same token everywhere")
     return fine("PF13", f"loss {np.mean(own):.4g} in place, {np.mean(moved):.4g} moved by one")
@@ -227,14 +229,22 @@ def _moved(labels: torch.Tensor, counted: torch.Tensor, by: int) -> torch.Tensor
     return result
 
 
-def _divergences(logits: torch.Tensor, counted: torch.Tensor) -> tuple[float, float]:
-    """KL of each counted position's distribution from itself, and from its neighbour's; means, in nats."""
+def knows_itself(logits: torch.Tensor, counted: torch.Tensor, loss: Callable[..., torch.Tensor]) -> bool:
+    """Whether a distillation loss is 0 for a distribution and itself, and at least what it must be for its neighbour.
+
+    Pinsker's inequality: KL(p ‖ q) >= 2 TV(p, q)², the total variation being half the sum of the differences.
+
+    Args:
+        logits: float32 (1, tokens, vocabulary).
+        counted: which of the tokens count.
+        loss: as `losses.distillation_loss`.
+    """
     labels = torch.where(counted, 0, IGNORED)
-    same, next_ = (
-        float(distillation_loss(logits, torch.roll(logits, by, dims=1), labels, temperature=1.0, alpha=1.0))
-        for by in (0, 1)
-    )
-    return abs(same), next_
+    neighbour = torch.roll(logits, 1, dims=1)
+    same, apart = (float(loss(logits, other, labels, temperature=1.0, alpha=1.0)) for other in (logits, neighbour))
+    p, q = logits[counted].softmax(dim=-1), neighbour[counted].softmax(dim=-1)
+    least = float((2 * ((p - q).abs().sum(dim=-1) / 2) ** 2).mean())
+    return abs(same) < 1e-4 and apart >= 0.99 * least - 1e-6
 
 
 def _misplaced(told: Sequence[Told]) -> str | None:
@@ -280,8 +290,6 @@ def _is_scaled(trainer: Any) -> bool:
 
 def check_scaling(trainer: Any, rows: Sequence[Row]) -> Finding:
     """PF14: loss and gradient of the same rows are the same in one forward pass and in one for each row."""
-    if trainer.accelerator.num_processes > 1 and getattr(trainer, "aux_loss_enabled", False):
-        return skipped("PF14", "the loss of a mixture of experts is gathered from all processes")
     once, each = loss_and_norm(trainer, [rows]), loss_and_norm(trainer, [[row] for row in rows])
     figure = f"loss {once[0]:.6g} and {each[0]:.6g}, gradient {once[1]:.6g} and {each[1]:.6g}"
     if all(math.isclose(*pair, rel_tol=tolerance(trainer), abs_tol=1e-9) for pair in zip(once, each, strict=True)):

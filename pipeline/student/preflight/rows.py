@@ -124,7 +124,7 @@ def check_masks(seen: Seen) -> Finding:
 
 
 def _begins_early(seen: Seen) -> Flagged:
-    early = [row.row_id for row in seen.sample if row.start < len(served(seen.tokenizer, row) or ())]
+    early = [row.row_id for row in seen.sample if row.start < len(served(seen, row) or ())]
     return Flagged(len(early), early)
 
 

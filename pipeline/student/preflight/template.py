@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from jinja2 import TemplateError
+
+from pipeline.student.jobs import TrainJob
 from pipeline.student.preflight.findings import Finding, fine, flawed, skipped
 from pipeline.student.preflight.sample import SampleRow
 from pipeline.student.preflight.seen import Seen
-from pipeline.student.tokenise import encode_texts, read_json, render, special_texts
+from pipeline.student.tokenise import encode_texts, read_json, render, special_texts, template_source
+from pipeline.student.turns import Adapter, Turn
 
 ANSWER: Final = "Preflight answer"
 """Stands for an answer whose end is looked for: two words that no template writes."""
@@ -52,6 +56,11 @@ def check_stops(seen: Seen) -> Finding:
     if tokenizer.eos_token_id not in stops:
         message = f"the tokenizer's EOS is {tokenizer.eos_token!r}, and generation stops at {named}"
         return flawed("PF02", "warning", figure, message, fix=fix)
+    left = seen.tokens.checks.get("end_tokens_left", 0)
+    if left > 0:
+        message = f"{left:,} completions end with the text of an end token that was not cut, and teach to write it"
+        fix = "name it in train.end_tokens if it is the teacher's; an answer may also quote one"
+        return flawed("PF02", "warning", figure, message, fix=fix)
     return fine("PF02", figure)
 
 
@@ -64,11 +73,11 @@ def check_prefix(seen: Seen) -> Finding:
     figure = f"{left:,} rows left out, {len(seen.sample):,} compared"
     fix = "take a chat template whose generation prompt begins an answer as the template itself writes one"
     for name, template in _other_templates(seen):
-        rows = [row.row_id for row in seen.sample[:READ_ROWS] if _differs(seen.tokenizer, template, row)]
-        if rows:
-            message = f"{name} writes another prompt than the template that is trained: a server may take either"
-            return flawed("PF08", "error", figure, message, fix=f"remove one of them from {_folder(seen)}", rows=rows)
-    unlike = [row.row_id for row in seen.sample if (own := served(seen.tokenizer, row)) and row.ids[: len(own)] != own]
+        told = {row.row_id: flaw for row in seen.sample[:READ_ROWS] if (flaw := _unlike(seen, template, row))}
+        if told:
+            message = f"{name} {next(iter(told.values()))}: a server may take either"
+            return flawed("PF08", "error", figure, message, fix=f"remove one of them from {_folder(seen)}", rows=told)
+    unlike = [row.row_id for row in seen.sample if (own := served(seen, row)) and row.ids[: len(own)] != own]
     if unlike:
         message = f"{len(unlike)} of {len(seen.sample)} rows do not begin with the prompt as it is served"
         return flawed("PF08", "error", figure, message, fix=fix, rows=unlike)
@@ -78,15 +87,23 @@ def check_prefix(seen: Seen) -> Finding:
     return fine("PF08", figure)
 
 
-def served(tokenizer: Any, row: SampleRow) -> tuple[int, ...] | None:
+def asked(job: TrainJob, tokenizer: Any, row: SampleRow) -> Sequence[Turn]:
+    """The row's prompt as its template takes it: with the thinking of earlier turns in the fields that it reads."""
+    adapter = Adapter(job.train.reasoning, (), template_source(tokenizer))
+    prompt, completion = ([dict(turn) for turn in turns] for turns in (row.prompt, row.completion))
+    return next(adapter.forms(prompt, completion)).prompt
+
+
+def served(seen: Seen, row: SampleRow) -> tuple[int, ...] | None:
     """The ids that a server makes of the row's prompt; None where it holds the text of a special token, which a server
     takes for the token and the training does not, and where tools are offered or were called, which templates take in
     forms of their own."""
     if row.tools is not None or any("tool_calls" in turn for turn in row.prompt):
         return None
-    if special_texts(tokenizer).search(" ".join(_texts(row.prompt))):
+    if special_texts(seen.tokenizer).search(" ".join(_texts(row.prompt))):
         return None
-    (ids,) = encode_texts(tokenizer, [render(tokenizer, row.prompt, add_generation_prompt=True)])
+    prompt = render(seen.tokenizer, asked(seen.job, seen.tokenizer, row), add_generation_prompt=True)
+    (ids,) = encode_texts(seen.tokenizer, [prompt])
     return tuple(ids)
 
 
@@ -109,10 +126,18 @@ def _other_templates(seen: Seen) -> list[tuple[str, str]]:
     return found
 
 
-def _differs(tokenizer: Any, template: str, row: SampleRow) -> bool:
-    messages = [dict(turn) for turn in row.prompt]
-    other = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
-    return bool(other != render(tokenizer, row.prompt, add_generation_prompt=True))
+def _unlike(seen: Seen, template: str, row: SampleRow) -> str | None:
+    """What another template does otherwise with the row's prompt, after the template's name; None: nothing."""
+    messages = [dict(turn) for turn in asked(seen.job, seen.tokenizer, row)]
+    write = seen.tokenizer.apply_chat_template
+    try:
+        other = write(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"refuses this conversation ({reason}), which the template that is trained takes"
+    if other == render(seen.tokenizer, messages, add_generation_prompt=True):
+        return None
+    return "writes another prompt than the template that is trained"
 
 
 def _folder(seen: Seen) -> Path | str:
