@@ -1,6 +1,7 @@
 """The findings of `preflight` and rows as they are trained, as a terminal shows them and as scripts read them."""
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +20,8 @@ TRAINED: Final = "\x1b[1;32m"
 MASKED: Final = "\x1b[2m"
 SPECIAL: Final = "\x1b[35m"
 INDENT: Final = " " * 42
-WIDTH: Final = 118
+WHOLE: Final = 100_000
+"""Columns of what is no terminal: a line is not broken, so that a search finds it."""
 
 
 def say_preflight(found: Looked, accepted: Collection[str], *, as_json: bool) -> None:
@@ -30,8 +32,9 @@ def say_preflight(found: Looked, accepted: Collection[str], *, as_json: bool) ->
         say_json({**summary(found.findings, accepted), "findings": table, "samples": rows})
         return
     coloured = is_coloured(os.environ)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WHOLE
     for finding in findings:
-        for line in finding_lines(finding, coloured=coloured):
+        for line in finding_lines(finding, coloured=coloured, width=width):
             say(line)
     for shown in found.samples:
         say("")
@@ -47,18 +50,19 @@ def is_coloured(environ: Mapping[str, str]) -> bool:
     return wanted and sys.stdout.isatty()
 
 
-def finding_lines(finding: Finding, *, coloured: bool) -> Sequence[str]:
-    """A line for the table, and below it what is wrong and what to do."""
+def finding_lines(finding: Finding, *, coloured: bool, width: int = WHOLE) -> Sequence[str]:
+    """A line for the table, and below it what is wrong and what to do; broken at `width` columns, 60 at least."""
+    width = max(60, width)
     level = f"{WORDS.get(finding.level, finding.level):8}"
     if coloured:
         level = f"{COLOURS[finding.level]}{level}{RESET}"
     told = finding.message if finding.level == "not_applicable" else finding.figure
-    first, *rest = textwrap.wrap(safe_text(told), WIDTH - len(INDENT)) or [""]
+    first, *rest = textwrap.wrap(safe_text(told), width - len(INDENT)) or [""]
     lines = [f"{finding.id}  {level} {finding.name:26} {first}".rstrip(), *(f"{INDENT}{line}" for line in rest)]
     if finding.level in ("warning", "error"):
         named = f" (rows {', '.join(finding.rows)})" if finding.rows else ""
         for text in (f"{finding.message}{named}", f"do: {finding.fix}"):
-            lines += textwrap.wrap(safe_text(text), WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15)
+            lines += textwrap.wrap(safe_text(text), width, initial_indent=" " * 15, subsequent_indent=" " * 15)
     return lines
 
 

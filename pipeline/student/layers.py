@@ -173,7 +173,7 @@ def _goes_by_layer(name: str, usual: Any) -> bool:
     if "layer" in name or "block" in name:
         return True
     if isinstance(default, list | tuple) and default:
-        return len(default) == usual.num_hidden_layers
+        return bool(len(default) == usual.num_hidden_layers)
     what = f"the config's list {name!r} has as many entries as there are layers, and may go by layer or not"
     raise UsageError(what, where=WHERE, todo="begin with the whole model, or take another one")
 

@@ -58,7 +58,7 @@ class TestAGenerationConfig:
 
     def test_that_cannot_be_saved_is_refused_before_the_first_step(self, tmp_path: Path, dataset: Path) -> None:
         base = with_generation(tmp_path / "base", length_penalty=0.5)
-        with pytest.raises(UsageError, match="generation config is not valid.*length_penalty"):
+        with pytest.raises(UsageError, match=r"(?s)generation config is not valid.*length_penalty"):
             train_here(tmp_path, base, dataset, max_steps=1)
 
     def test_that_cannot_be_saved_is_not_called_a_full_disk(self, tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ class TestTheTable:
             "               do: take one out",
         ]
 
+    def test_only_a_terminal_breaks_lines(self) -> None:
+        finding = flawed("PF04", "error", "9 of 9", "two BOS tokens " * 12, fix="take one out")
+        assert len(finding_lines(finding, coloured=False)) == 3
+        narrow = finding_lines(finding, coloured=False, width=80)
+        assert len(narrow) > 3 and max(map(len, narrow)) <= 80
+
     def test_why_a_check_was_not_made(self) -> None:
         (line,) = finding_lines(skipped("PF18", "no two rows share a sequence"), coloured=False)
         assert line.split() == [

@@ -1,7 +1,7 @@
 """Checks with the student in memory: its loss, its gradient, its vocabulary, its adapters. They take a few rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -179,12 +179,14 @@ def loss_of(trainer: Any, rows: Sequence[Row], labels: torch.Tensor | None = Non
     if labels is not None:
         batch["labels"] = labels.to(batch["labels"].device)
     with torch.no_grad(), trainer.accelerator.autocast():
-        return float(trainer.compute_loss(trainer.model, batch, num_items_in_batch=_counted(batch["labels"])))
+        return float(trainer.compute_loss(trainer.model, batch, num_items_in_batch=_counted(trainer, batch)))
 
 
-def _counted(labels: torch.Tensor) -> torch.Tensor:
-    """Labels that count: of a sequence all but the first one's, which has no context."""
-    return (labels[:, 1:] != IGNORED).sum()
+def _counted(trainer: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Labels that count, of a sequence all but the first one's, which has no context; as often as there are processes,
+    for the trainer multiplies a process's share by their number, and here one has the whole."""
+    counted: torch.Tensor = (batch["labels"][:, 1:] != IGNORED).sum() * trainer.accelerator.num_processes
+    return counted
 
 
 def check_identity(trainer: Any, rows: Sequence[Row], told: Sequence[Told] = ()) -> Finding:
@@ -267,7 +269,7 @@ def loss_and_norm(trainer: Any, parts: Sequence[Sequence[Row]]) -> tuple[float, 
     model = trainer.model
     model.zero_grad(set_to_none=True)
     batches = [trainer._prepare_inputs(collate(trainer, part)) for part in parts]
-    count, total = sum(_counted(batch["labels"]) for batch in batches), 0.0
+    count, total = sum(_counted(trainer, batch) for batch in batches), 0.0
     for batch in batches:
         with trainer.accelerator.autocast():
             loss = trainer.compute_loss(model, batch, num_items_in_batch=count)
