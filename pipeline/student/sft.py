@@ -58,13 +58,10 @@ class CheckpointedTrainer(SFTTrainer):
         DDP and FSDP average the processes' gradients, and `num_items_in_batch` counts the tokens of all of them.
         """
         self.step_rows.append(inputs.pop(ROWS))
-        if self.aux_loss_enabled:  # TRL adds the load balancing of mixtures of experts
-            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        else:
-            total, tokens = self.summed_loss(model, inputs)
-            loss = total / (tokens if num_items_in_batch is None else num_items_in_batch)
-            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-                loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        total, tokens = self.summed_loss(model, inputs)
+        loss = total / (tokens if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         self.step_losses.append(loss.detach())
         return loss
 

@@ -90,7 +90,7 @@ class TestTheModelsPart:
         assert whole.gradients == 2 * one.gradients, "DDP's buckets"
 
     def test_adapters_that_cannot_be_made(self, model: Path) -> None:
-        with pytest.raises(UsageError, match="no adapters for these modules"):
+        with pytest.raises(UsageError, match="the model has no module 'no_such_module'"):
             estimated(model, tuning={"kind": "lora", "target_modules": ["no_such_module"]})
 
 

@@ -52,8 +52,7 @@ def cut(row: Row, width: int) -> Row:
 @contextmanager
 def undisturbed(trainer: Any) -> Iterator[None]:
     """Within the block the model may be run, without dropout, and as the training runs it: layers are computed again
-    for the backward pass where it says so. The balance of experts is left out of the loss: it is no sum over rows, and
-    all processes compute it together.
+    for the backward pass where it says so.
 
     Random states, modes, gradients, the trainer's notes and the GPU's peak are restored.
     """
@@ -62,20 +61,10 @@ def undisturbed(trainer: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(forget_peak_memory)
         stack.callback(model.zero_grad, set_to_none=True)
-        for each in (_without_balance(trainer), _modes(model), _notes(trainer), _recomputed(trainer)):
+        for each in (_modes(model), _notes(trainer), _recomputed(trainer)):
             stack.enter_context(each)
         stack.enter_context(torch.random.fork_rng(devices=devices))
         yield
-
-
-@contextmanager
-def _without_balance(trainer: Any) -> Iterator[None]:
-    enabled = getattr(trainer, "aux_loss_enabled", False)
-    trainer.aux_loss_enabled = False
-    try:
-        yield
-    finally:
-        trainer.aux_loss_enabled = enabled
 
 
 @contextmanager
