@@ -27,7 +27,8 @@ class CheckpointedTrainer(SFTTrainer):
     """TRL's trainer with a loss step, a watch over it and checkpoints of our own form.
 
     The loss is TRL's (the sum over the trained tokens of all processes' micro-batches, divided by their number),
-    without its metrics of each step, and on a CPU without logits for tokens that are not trained.
+    without its metrics of each step, without the balance of a mixture's experts (it is no sum over rows), and on a CPU
+    without logits for tokens that are not trained.
 
     The trainer's own form of checkpoint holds the tokenizer and a pickle of the arguments, lets the names of some
     models' weights differ from those it looks for when it loads, and then only warns.
