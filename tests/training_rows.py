@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,11 @@ def train_here(folder: Path, model: Path, dataset: Path, **changes: Any) -> tupl
         launch="test",
     )
     return job, run_job(job, lambda report: None)
+
+
+def points(out: Path, name: str) -> list[float]:
+    """One figure of all points of the loss curve in `out` that have it."""
+    return [point[name] for point in json.loads((out / "loss.json").read_text()) if name in point]
 
 
 def is_alive(pid: int) -> bool:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from pipeline.core.config_train import AdapterTuning, StudentModel
 from pipeline.core.errors import UsageError, boundary
 from pipeline.core.mistakes import nearest
+from pipeline.student.needed import lm_head_error
 
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -72,12 +73,6 @@ def with_adapters(model: Any, tuning: AdapterTuning, tokens: Sequence[int] = ())
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
-
-
-def lm_head_error() -> UsageError:
-    """The error for adapters on the output layer."""
-    what = "lm_head cannot have an adapter: the loss reads its weight directly, so the adapter would never be trained"
-    return UsageError(what, where="train.tuning.target_modules", todo="leave it out, or name it in modules_to_save")
 
 
 def token_layers(model: Any, tuning: AdapterTuning) -> tuple[str, ...]:

@@ -62,6 +62,12 @@ FLASH_ATTENTION: Final = Package(
 )
 
 
+def lm_head_error() -> UsageError:
+    """The error for adapters on the output layer."""
+    what = "lm_head cannot have an adapter: the loss reads its weight directly, so the adapter would never be trained"
+    return UsageError(what, where="train.tuning.target_modules", todo="leave it out, or name it in modules_to_save")
+
+
 def lacking(train: TrainConfig, student: StudentModel) -> list[UsageError]:
     """What the training would refuse to begin for, one error for each; loads neither torch nor a weight.
 

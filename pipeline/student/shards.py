@@ -68,6 +68,51 @@ def validation_file(job: TrainJob) -> Path:
     return job.workdir / "validation.arrow"
 
 
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Encodes the splits of one data set for one student.
+
+    Attributes:
+        data: see `TrainJob`.
+        path: from messages to ids.
+        limit: see `length_limit`.
+        ends: see `end_tokens_of`.
+    """
+
+    data: Path
+    path: TextPath
+    limit: int
+    ends: Mapping[str, tuple[str, ...]] | None
+
+    @classmethod
+    def of(cls, job: TrainJob) -> "Encoder":
+        """The encoder of a training.
+
+        Raises:
+            UsageError: model or tokenizer cannot be used.
+        """
+        tokenizer = load_tokenizer(job.student.model, job.student.revision)
+        stops = stop_ids(job.student.model, job.student.revision, tokenizer)
+        limit, ends = length_limit(job), end_tokens_of(job)
+        given = job.train.end_tokens if ends is None else ()
+        path = TextPath.of(tokenizer, stops, reasoning=job.train.reasoning, end_tokens=given)
+        return cls(job.data, path, limit, ends)
+
+    def batches(self, split: str) -> Iterator[tuple[pa.Table, list[Encoded | str]]]:
+        """Batches of a split with their encoded rows, or the reason why a row cannot be trained."""
+        for shard in read_shards(self.data, stem=f"{split}-"):  # all columns: where no row has tools there is none
+            for start in range(0, shard.num_rows, BATCH_ROWS):
+                table = shard.slice(start, BATCH_ROWS)
+                prompts = [plain_messages(messages) for messages in table["prompt"].to_pylist()]
+                completions = [plain_messages(messages) for messages in table["completion"].to_pylist()]
+                finished = [reason != "length" for reason in table["finish_reason"].to_pylist()]
+                tools = table["tools"].to_pylist() if "tools" in table.column_names else None
+                teachers = table["teacher"].to_pylist()
+                cut = None if self.ends is None else [self.ends.get(teacher, ()) for teacher in teachers]
+                rows = self.path.encode(prompts, completions, tools, cut)
+                yield table, [_verdict(row, ok, self.limit) for row, ok in zip(rows, finished, strict=True)]
+
+
 def no_check(tokens: Tokens) -> None:
     """For `encode_shards`: all rows are fine."""
 
@@ -84,33 +129,29 @@ def encode_shards(job: TrainJob, check: Callable[[Tokens], None] = no_check) -> 
     Raises:
         UsageError: model or tokenizer cannot be used, the template refuses every row, or what `check` raises.
     """
-    tokenizer = load_tokenizer(job.student.model, job.student.revision)
-    stops = stop_ids(job.student.model, job.student.revision, tokenizer)
-    limit = length_limit(job)
-    ends = end_tokens_of(job)
-    given = job.train.end_tokens if ends is None else ()
-    path = TextPath.of(tokenizer, stops, reasoning=job.train.reasoning, end_tokens=given)
+    encoder = Encoder.of(job)
+    path = encoder.path
     rows_in = count_rows(job.data.glob("train-*.parquet"))
-    checks, rejected = Checks(rows_in=rows_in, length_limit=limit), Counter[str]()
+    checks, rejected = Checks(rows_in=rows_in, length_limit=encoder.limit), Counter[str]()
     with (
         pa.OSFile(str(train_file(job)), "wb") as file,
         pa.ipc.new_stream(file, TOKENS) as writer,
         ShardWriter(job.out / "rejects", REJECTS) as rejects,
     ):
-        for table, rows in _encoded(job, "train", path, limit, ends):
+        for table, rows in encoder.batches("train"):
             _sort_out(table, rows, rejects, rejected)
             for row, teacher_tokens in zip(rows, table["completion_tokens"].to_pylist(), strict=True):
                 if isinstance(row, Encoded):
-                    checks.add(row, stops, tokenizer.bos_token_id, teacher_tokens)
+                    checks.add(row, path.stops, path.tokenizer.bos_token_id, teacher_tokens)
             writer.write_table(_tokens(table, rows))
     for reason, count in rejected.items():
         checks.reject(reason, count)
     _refuse_if_all_are(job, path, rejected, rows_in)
     counted = dict(sorted(rejected.items()))
-    validation_rows = _encode_validation(job, path, limit, ends)
-    tokens = Tokens(job.launch, rows_in, counted, validation_rows, checks.facts(), stops)
+    validation_rows = _encode_validation(job, encoder)
+    tokens = Tokens(job.launch, rows_in, counted, validation_rows, checks.facts(), path.stops)
     check(tokens)
-    write_json(job.workdir / "tokens.json", {**asdict(tokens), "stops": list(stops)})
+    write_json(job.workdir / "tokens.json", {**asdict(tokens), "stops": list(path.stops)})
     return tokens
 
 
@@ -161,42 +202,20 @@ def rejected_validation(job: TrainJob) -> Counter[str]:
     Raises:
         UsageError: as `encode_shards`.
     """
-    tokenizer = load_tokenizer(job.student.model, job.student.revision)
-    stops = stop_ids(job.student.model, job.student.revision, tokenizer)
-    ends = end_tokens_of(job)
-    given = job.train.end_tokens if ends is None else ()
-    path = TextPath.of(tokenizer, stops, reasoning=job.train.reasoning, end_tokens=given)
-    encoded = _encoded(job, "validation", path, length_limit(job), ends)
-    return Counter(row for _, rows in encoded for row in rows if isinstance(row, str))
+    batches = Encoder.of(job).batches("validation")
+    return Counter(row for _, rows in batches for row in rows if isinstance(row, str))
 
 
-def _encode_validation(job: TrainJob, path: TextPath, limit: int, ends: Mapping[str, tuple[str, ...]] | None) -> int:
+def _encode_validation(job: TrainJob, encoder: Encoder) -> int:
     wanted, written = job.train.evaluation.rows, 0
     with pa.OSFile(str(validation_file(job)), "wb") as file, pa.ipc.new_stream(file, TOKENS) as writer:
-        for table, rows in _encoded(job, "validation", path, limit, ends):
+        for table, rows in encoder.batches("validation"):
             part = _tokens(table, rows).slice(0, wanted - written)
             writer.write_table(part)
             written += part.num_rows
             if written >= wanted:
                 break
     return written
-
-
-def _encoded(
-    job: TrainJob, split: str, path: TextPath, limit: int, ends: Mapping[str, tuple[str, ...]] | None
-) -> Iterator[tuple[pa.Table, list[Encoded | str]]]:
-    """Batches of a split with their encoded rows, or the reason why a row cannot be trained."""
-    for shard in read_shards(job.data, stem=f"{split}-"):  # all columns: where no row has tools there is none of them
-        for start in range(0, shard.num_rows, BATCH_ROWS):
-            table = shard.slice(start, BATCH_ROWS)
-            prompts = [plain_messages(messages) for messages in table["prompt"].to_pylist()]
-            completions = [plain_messages(messages) for messages in table["completion"].to_pylist()]
-            finished = [reason != "length" for reason in table["finish_reason"].to_pylist()]
-            tools = table["tools"].to_pylist() if "tools" in table.column_names else None
-            teachers = table["teacher"].to_pylist()
-            cut = None if ends is None else [ends.get(teacher, ()) for teacher in teachers]
-            rows = path.encode(prompts, completions, tools, cut)
-            yield table, [_verdict(row, ok, limit) for row, ok in zip(rows, finished, strict=True)]
 
 
 def _verdict(row: Encoded | str, finished: bool, limit: int) -> Encoded | str:

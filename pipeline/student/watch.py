@@ -7,14 +7,12 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from pipeline.core.errors import UsageError
 from pipeline.student.checkpoints import Checkpoint
 from pipeline.student.curve import Curve
 from pipeline.student.generated import measure_accuracy, read_asked, refuse_sharded
 from pipeline.student.jobs import Judge, TrainJob
 from pipeline.student.measure import measure_loss
 from pipeline.student.metrics import METRICS, MetricsFile
-from pipeline.student.selection import asked_to_decide, undecided
 from pipeline.student.sft import CheckpointedTrainer
 from pipeline.student.shards import Tokens, validation_file
 from pipeline.student.trackers import Trackers, copy_tensorboard
@@ -27,8 +25,10 @@ def make_measure(
 ) -> Measure | None:
     """What `train.evaluation` asks for, as one function that all processes call; None where it asks for nothing.
 
+    What has to decide is among it: the config asks for answers, and preflight/deciding.py for validation rows.
+
     Raises:
-        UsageError: there is nothing to measure what has to decide, or no answers can be asked for.
+        UsageError: no answers can be asked for.
     """
     config, parts = job.train.evaluation, dict[str, Callable[[], float]]()
     if tokens.validation_rows > 0:
@@ -38,9 +38,6 @@ def make_measure(
         judge = judges[config.generate.metric]
         asked = read_asked(job, config.generate, trainer.processing_class, tokens.stops, judge)
         parts["accuracy"] = partial(measure_accuracy, trainer, asked)
-    if config.decides and config.by not in parts:
-        todo = f"raise prompts.validation, or take {asked_to_decide(config)} out"
-        raise UsageError(undecided(config, "the data set has no validation row"), where="train.evaluation", todo=todo)
     return None if not parts else lambda: {name: part() for name, part in parts.items()}
 
 

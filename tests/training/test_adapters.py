@@ -13,7 +13,7 @@ from pipeline.core.record import Message
 from tests.tiny_architectures import KINDS, change_rows, make_tiny_like
 from tests.tiny_models import SPECIAL, make_tiny_model
 from tests.training.test_resume import Trainings
-from tests.training_rows import small_config, sum_row, train_here, write_dataset
+from tests.training_rows import points, small_config, sum_row, train_here, write_dataset
 
 PAD, BOS, STOP, SYSTEM, USER, ASSISTANT = range(len(SPECIAL))
 UNTRAINED = {STOP: None, USER: None, ASSISTANT: 200}
@@ -32,10 +32,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("dataset") / "dataset", ROWS[:40], ROWS[40:])
-
-
-def points(out: Path, name: str) -> list[float]:
-    return [point[name] for point in json.loads((out / "loss.json").read_text()) if name in point]
 
 
 def tensors(folder: Path, name: str = "model.safetensors") -> dict[str, Any]:

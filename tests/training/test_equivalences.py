@@ -15,7 +15,7 @@ from pipeline.core.record import Message, read_shards
 from pipeline.student.order import count_steps, training_order
 from pipeline.student.shards import lengths_of, train_file
 from tests.tiny_models import make_tiny_model
-from tests.training_rows import sum_row, train_here, write_dataset
+from tests.training_rows import points, sum_row, train_here, write_dataset
 
 ROWS = [sum_row(number) for number in range(44)]
 
@@ -28,10 +28,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("dataset") / "dataset", ROWS[:40], ROWS[40:])
-
-
-def points(out: Path, name: str) -> list[float]:
-    return [point[name] for point in json.loads((out / "loss.json").read_text()) if name in point]
 
 
 def answer(model: Path, prompt: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from pipeline.core.record import Message
 from pipeline.student.batches import Collator, documents_apart
 from tests.tiny_models import make_tiny_model
-from tests.training_rows import sum_row, train_here, write_dataset
+from tests.training_rows import points, sum_row, train_here, write_dataset
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
@@ -33,10 +32,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [varied(number) for number in range(52)]
     return write_dataset(tmp_path_factory.mktemp("dataset") / "dataset", rows[:48], rows[48:])
-
-
-def points(out: Path, name: str) -> list[float]:
-    return [point[name] for point in json.loads((out / "loss.json").read_text()) if name in point]
 
 
 def encoded(lengths: tuple[int, ...], vocabulary: int = 290, seed: int = 0) -> list[dict[str, Any]]:
@@ -121,7 +116,7 @@ class TestDocumentsApart:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_flash_attention_keeps_rows_of_a_flattened_sequence_apart(model: Path) -> None:
     pytest.importorskip("flash_attn")
     llama = loaded(model, attn_implementation="flash_attention_2").to("cuda", torch.bfloat16)

@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from pipeline.cli.show_preflight import finding_lines, is_coloured, row_text
-from pipeline.core.errors import UsageError
-from pipeline.student.preflight.findings import Finding, check_ids, fine, flawed, in_order, skipped
+from pipeline.student.preflight.findings import Finding, fine, flawed, in_order, skipped
 from pipeline.student.preflight.sample import Piece, Shown
 
 ROW = Shown("ab12", 5, 2, (Piece("<|user|>", False, True), Piece("2+2?", False, False), Piece("4", True, False),
@@ -83,16 +82,7 @@ def test_colour_is_for_terminals_that_want_it(
     assert is_coloured(environ) is False
 
 
-class TestIds:
-    def test_known_ones_pass(self) -> None:
-        check_ids(["PF01", "PF23"])
-
-    @pytest.mark.parametrize(("given", "meant"), [("PF8", "PF08"), ("pf08", "PF08"), ("PF24", "PF2")])
-    def test_the_nearest_one_is_named(self, given: str, meant: str) -> None:
-        with pytest.raises(UsageError, match=f"no pre-flight check is named '{given}'") as error:
-            check_ids([given])
-        assert meant in error.value.todo
-
+class TestTheOrder:
     def test_a_check_is_made_once(self) -> None:
         with pytest.raises(ValueError, match="made twice"):
             in_order([fine("PF01", "0"), fine("PF01", "0")], "")

@@ -251,7 +251,13 @@ def test_an_evaluation_that_decides_nothing_survives_its_file() -> None:
 
 @pytest.mark.parametrize(
     ("id_", "hint"),
-    [("PF8", "did you mean 'PF08'? "), ("pf21", "did you mean 'PF21'? "), ("nonsense", "")],
+    [
+        ("PF8", "did you mean 'PF08'? "),
+        ("pf08", "did you mean 'PF08'? "),
+        ("pf21", "did you mean 'PF21'? "),
+        ("PF24", "did you mean 'PF23'? "),
+        ("nonsense", ""),
+    ],
 )
 def test_an_accepted_finding_that_is_none_is_refused_with_those_that_are(id_: str, hint: str) -> None:
     with pytest.raises(ValidationError) as caught:

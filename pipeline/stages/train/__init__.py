@@ -23,7 +23,7 @@ from pipeline.stages.train.card import write_student_card
 from pipeline.stages.train.leakage import compare_splits
 from pipeline.student.arguments import schedule
 from pipeline.student.jobs import TrainJob, launch_id
-from pipeline.student.preflight.findings import check_ids
+from pipeline.student.needed import lm_head_error
 from pipeline.student.process import OFFLINE, Files, Report, run_process
 from pipeline.student.trackers import require_trackers
 from pipeline.student.worker import JOB, forget_dismissal, is_launched, run_job
@@ -139,9 +139,8 @@ def require_trainable(cfg: TrainConfig) -> None:
     """Refuse what the config alone tells.
 
     Raises:
-        UsageError: an id names no check, lm_head has an adapter, or the package of a tracker is missing.
+        UsageError: lm_head has an adapter, or the package of a tracker is missing.
     """
-    check_ids(cfg.accept_findings)
     _refuse_lm_head(cfg)
     require_trackers(cfg.trackers)
 
@@ -176,8 +175,7 @@ def _refuse_lm_head(cfg: TrainConfig) -> None:
     if isinstance(cfg.tuning, AdapterTuning):
         targets = cfg.tuning.target_modules
         if "lm_head" in ([targets] if isinstance(targets, str) else targets):
-            what = "lm_head cannot have an adapter: the loss reads its weight directly, so it would never be trained"
-            raise UsageError(what, where="train.tuning.target_modules", todo="leave it out")
+            raise lm_head_error()
 
 
 @dataclass(slots=True)

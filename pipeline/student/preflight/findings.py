@@ -1,12 +1,10 @@
 """What a pre-flight check found, which checks there are, and what their findings decide. Loads nothing heavy."""
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from pipeline.core.errors import UsageError
-from pipeline.core.mistakes import nearest
 from pipeline.core.stage import Json
 
 Level: TypeAlias = Literal["ok", "warning", "error", "not_applicable"]
@@ -119,18 +117,6 @@ def merged(found: Iterable[Finding], more: Iterable[Finding]) -> list[Finding]:
 
 
 # --------------------------------------------------------------------------------------------------------- deciding
-
-
-def check_ids(ids: Iterable[str]) -> None:
-    """Refuse ids that name no check (`train.accept_findings`).
-
-    Raises:
-        UsageError: one does not.
-    """
-    for id_ in ids:
-        if id_ not in NAMES:
-            hint = nearest(re.sub(r"(?<!\d)(\d)$", r"0\1", id_.upper()), [*NAMES])
-            raise UsageError(f"no pre-flight check is named {id_!r}", where="train.accept_findings", todo=hint)
 
 
 def accept(findings: Iterable[Finding], accepted: Collection[str]) -> tuple[Finding, ...]:
